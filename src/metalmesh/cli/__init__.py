@@ -1,0 +1,1 @@
+"""The command ``metalmesh``: one module per verb, imported only when it is asked for."""

@@ -1,0 +1,59 @@
+"""Entry point of the command ``metalmesh``.
+
+Verbs are modules of this package with ``add_arguments(parser)`` and ``run(args) -> int``; they are
+imported lazily, so that ``metalmesh node netns up`` does not pay for gRPC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import Final
+
+from metalmesh import __version__
+from metalmesh.errors import MetalmeshError
+
+#: verb -> (module below metalmesh.cli, one line of help)
+VERBS: Final[dict[str, tuple[str, str]]] = {
+    "ca": ("ca", "make the mesh's root and issuing certificates"),
+    "check-config": ("check_config", "check a service's configuration file"),
+    "controlplane": ("controlplane", "run the control plane"),
+    "node": ("node", "run the node agent; make or remove a workload's netns"),
+    "token": ("token", "mint, list or revoke join tokens"),
+    "validate": ("validate", "check resources before they reach the store"),
+    "ztunnel": ("ztunnel", "run the L4 proxy of a node"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in sorted(VERBS.items())]
+    return "\n".join(["usage: metalmesh VERB ...", "", *lines, ""])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; return the exit status (0 done, 1 refused, 2 wrong usage)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        sys.stdout.write(_usage())
+        return 0 if arguments else 2
+    if arguments[0] in {"-V", "--version"}:
+        sys.stdout.write(f"metalmesh {__version__}\n")
+        return 0
+    if arguments[0] not in VERBS:
+        sys.stderr.write(f"metalmesh: no verb {arguments[0]!r}\n{_usage()}")
+        return 2
+    name, text = VERBS[arguments[0]]
+    module = importlib.import_module(f"metalmesh.cli.{name}")
+    parser = argparse.ArgumentParser(prog=f"metalmesh {arguments[0]}", description=text)
+    module.add_arguments(parser)
+    try:
+        return int(module.run(parser.parse_args(arguments[1:])))
+    except MetalmeshError as error:
+        sys.stderr.write(f"metalmesh {arguments[0]}: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
