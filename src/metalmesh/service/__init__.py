@@ -1,0 +1,1 @@
+"""What every service shares: systemd, logs, metrics, a small HTTP server, the xDS client."""
