@@ -1,0 +1,1 @@
+"""Sockets, network namespaces and netlink: the shells around the protocol cores."""
