@@ -1,0 +1,1 @@
+"""Policies: translation and evaluation; pure."""
