@@ -1,0 +1,1 @@
+"""The embedded lab: systemd-nspawn machines wired like a small data centre."""
