@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from metalmesh.model.workload import GatewayAddress, NetworkAddress
+    from metalmesh.model.workload import GatewayAddress, NetworkAddress, NetworkCidr
 
 
 class LoadBalancingMode(Enum):
@@ -50,6 +50,8 @@ class Service:
     namespace: str
     hostname: str
     vips: tuple[NetworkAddress, ...] = ()
+    #: virtual ranges (a ServiceEntry's CIDR addresses); a host address always wins over them
+    cidr_vips: tuple[NetworkCidr, ...] = ()
     #: service port -> target port; 0 means "each endpoint's own mapping" (a named port)
     ports: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     subject_alt_names: tuple[str, ...] = ()

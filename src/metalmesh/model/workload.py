@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,17 @@ class NetworkAddress:
 
     def __str__(self) -> str:
         return f"{self.network}/{self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCidr:
+    """A range of addresses within a network."""
+
+    network: str
+    cidr: IPv4Network | IPv6Network
+
+    def __str__(self) -> str:
+        return f"{self.network}/{self.cidr}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The control plane: store, computation, xDS and CA service."""

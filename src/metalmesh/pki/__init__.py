@@ -1,0 +1,1 @@
+"""Certificates, signing requests and tokens; no I/O, ``now`` is an argument."""
