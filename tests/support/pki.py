@@ -1,0 +1,108 @@
+"""Certificates for tests: a mesh CA, foreign CAs, and leaves that are wrong in one chosen way."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import ssl
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+HOUR = datetime.timedelta(hours=1)
+USAGES = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Credentials:
+    """A leaf with its key and the roots to trust, all PEM."""
+
+    chain: bytes
+    key: bytes
+    roots: bytes
+
+    def context(
+        self,
+        side: int,
+        *,
+        maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+        alpn: Sequence[str] = ("h2",),
+        keylog: Path | None = None,
+    ) -> ssl.SSLContext:
+        """TLS context of a peer (``ssl.PROTOCOL_TLS_CLIENT`` or ``_SERVER``) that asks for mTLS."""
+        context = ssl.SSLContext(side)
+        context.maximum_version = maximum
+        context.check_hostname = False
+        context.set_alpn_protocols(list(alpn))
+        context.load_verify_locations(cadata=self.roots.decode())
+        context.verify_mode = ssl.CERT_REQUIRED
+        with tempfile.NamedTemporaryFile(prefix="mm-test-") as both:
+            both.write(self.chain + self.key)
+            both.flush()
+            context.load_cert_chain(both.name)
+        if keylog is not None:
+            context.keylog_filename = str(keylog)
+        return context
+
+
+class CertificateAuthority:
+    """A self-signed root that signs leaves; made anew for every test that needs one."""
+
+    def __init__(self, name: str = "mesh root") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)])
+        now = datetime.datetime.now(datetime.UTC)
+        self._root = (
+            self._builder(self._name, self._key, now - HOUR, now + HOUR)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+
+    @property
+    def root_pem(self) -> bytes:
+        """The root certificate."""
+        return self._root.public_bytes(serialization.Encoding.PEM)
+
+    def leaf(self, *uris: str, valid_for: datetime.timedelta = HOUR) -> Credentials:
+        """Sign a leaf with these URI SANs; a negative validity makes an expired one."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = datetime.datetime.now(datetime.UTC)
+        start = min(now, now + valid_for) - HOUR
+        names = [x509.UniformResourceIdentifier(uri) for uri in uris]
+        certificate = (
+            self._builder(x509.Name([]), key, start, now + valid_for)
+            .add_extension(x509.SubjectAlternativeName(names), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(USAGES), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return Credentials(
+            certificate.public_bytes(serialization.Encoding.PEM),
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            ),
+            self.root_pem,
+        )
+
+    def _builder(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        start: datetime.datetime,
+        end: datetime.datetime,
+    ) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(start)
+            .not_valid_after(end)
+        )
