@@ -89,6 +89,7 @@ class Lab:
 
     def _complete(self) -> None:
         started_at = time.monotonic()
+        state.write_ansible_variables(self.plan)
         self._remove_unlisted()
         broken = [node for node in self.plan.nodes if not self._is_in_order(node)]
         if not broken:

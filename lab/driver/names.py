@@ -24,7 +24,7 @@ STATE_ROOT = Path("/var/lib/metalmesh-lab")
 RUN_ROOT = Path("/run/metalmesh-lab")
 """Locks and sockets."""
 
-_LAB = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
+_LAB = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _NODE = re.compile(r"[a-z][a-z0-9]{0,10}")
 
 
@@ -32,7 +32,7 @@ def check_lab_name(name: str) -> str:
     """Return the name, or say why no lab can be called that."""
     if not _LAB.fullmatch(name):
         raise InventoryError(
-            f"lab name {name!r}: use at most 30 lower-case letters, digits and inner hyphens"
+            f"lab name {name!r}: use at most 40 lower-case letters, digits and inner hyphens"
         )
     return name
 

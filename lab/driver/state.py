@@ -119,6 +119,40 @@ def write_known_hosts(plan: Plan) -> None:
     _write(directory(plan.name) / "known_hosts", "".join(lines))
 
 
+def write_ansible_variables(plan: Plan) -> None:
+    """Tell Ansible and testinfra how to reach the nodes.
+
+    The values are literal because testinfra does not evaluate templates in an inventory.
+    """
+    own = directory(plan.name)
+    options = {
+        "UserKnownHostsFile": f"{own}/known_hosts",
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "yes",
+        "IdentitiesOnly": "yes",
+        "LogLevel": "ERROR",
+    }
+    common = {
+        "ansible_user": "root",
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_ssh_private_key_file": f"{own}/id_ed25519",
+        "ansible_ssh_common_args": " ".join(f"-o {key}={value}" for key, value in options.items()),
+        "lab_name": plan.name,
+        "lab_state_dir": str(own),
+    }
+    hosts = {
+        node.name: {
+            **common,
+            "ansible_host": node.address_v4,
+            "lab_address_v4": node.address_v4,
+            "lab_address_v6": node.address_v6,
+        }
+        for node in plan.nodes
+    }
+    inventory = {"all": {"hosts": list(hosts)}, "_meta": {"hostvars": hosts}}
+    _write(own / "ansible.json", json.dumps(inventory, indent=1) + "\n")
+
+
 def _write(path: Path, text: str) -> None:
     """Replace a file in one step, so that no reader sees half of it."""
     temporary = path.with_name(f".{path.name}.new")

@@ -162,7 +162,14 @@ def _remove_shared() -> None:
         Path("/run/systemd/nspawn").rmdir()
     if _MARKER.exists():
         _MARKER.unlink()
-        if network.NETNS_DIR.is_dir() and not any(network.NETNS_DIR.iterdir()):
-            if network.NETNS_DIR.is_mount():
-                host.unmount(network.NETNS_DIR)
-            network.NETNS_DIR.rmdir()
+        _remove_netns_dir()
+
+
+def _remove_netns_dir() -> None:
+    """Remove /run/netns, unless others have namespaces there by now."""
+    directory = network.NETNS_DIR
+    if directory.is_dir() and not any(directory.iterdir()):
+        if directory.is_mount():
+            host.unmount(directory)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
