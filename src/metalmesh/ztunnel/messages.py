@@ -145,6 +145,10 @@ class Policies:
     #: CompiledNetworkPolicy as dicts, those that select this workload
     network_policies: tuple[dict[str, Any], ...] = ()
     inner_enforcement: bool = True
+    #: keys of policies the workload lists but main does not know (yet). While there are any, new
+    #: inbound connections wait (as they do before the first Policies of a workload) for
+    #: WORKLOAD_INFO_TIMEOUT_SECONDS at most and are then denied; open ones stay as they are.
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
