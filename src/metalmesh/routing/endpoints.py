@@ -1,0 +1,114 @@
+"""Which endpoints of a service a client may use now (istio-facts 6.2).
+
+All that share the best rank come back; the choice among them is weighted random and made for each
+connection by whoever opens it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from metalmesh.model.service import LoadBalancingMode, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from metalmesh.model.service import Service
+    from metalmesh.model.workload import IPAddress, Workload
+    from metalmesh.routing.state import MeshState
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An endpoint that can take the connection."""
+
+    workload: Workload
+    port: int
+
+
+def select_endpoints(
+    state: MeshState, service: Service, service_port: int, source: Workload
+) -> list[Candidate]:
+    """The best-ranked endpoints of ``service`` for ``source``; empty when none is usable."""
+    found = _candidates(state, service, service_port, source)
+    balancing = service.load_balancing
+    if balancing.mode in (LoadBalancingMode.STANDARD, LoadBalancingMode.PASSTHROUGH):
+        return found
+    preferences = balancing.preferences
+    ranked = []
+    for candidate in found:
+        matched, bonus = _rank(preferences, source, candidate.workload)
+        if balancing.mode is LoadBalancingMode.STRICT and matched != len(preferences):
+            continue
+        ranked.append((matched + bonus, candidate))
+    best = max((rank for rank, _ in ranked), default=0)
+    return [candidate for rank, candidate in ranked if rank == best]
+
+
+def _candidates(
+    state: MeshState, service: Service, service_port: int, source: Workload
+) -> list[Candidate]:
+    found = []
+    for uid, ports in sorted(state.endpoints.get(service.key, {}).items()):
+        workload = state.workloads[uid]
+        port = ports.get(service_port) or service.ports.get(service_port, 0)
+        healthy = workload.healthy or service.load_balancing.allow_unhealthy
+        reachable = bool(workload.addresses) and workload.network == source.network
+        if port and healthy and reachable and workload.capacity > 0:
+            found.append(Candidate(workload, port))
+    return found
+
+
+def _rank(preferences: Sequence[Scope], source: Workload, destination: Workload) -> tuple[int, int]:
+    """How many leading preferences match, and the bonus for the own network.
+
+    A leading Network preference is not a hurdle: an endpoint elsewhere may still score by the
+    scopes after it, but every endpoint of the own network outranks it.
+    """
+    matched = bonus = 0
+    network_first = bool(preferences) and preferences[0] is Scope.NETWORK
+    for scope in preferences:
+        same = _scope_value(scope, source) == _scope_value(scope, destination)
+        if scope is Scope.NETWORK and network_first:
+            if not same:
+                continue
+            bonus = len(preferences) - 1
+        if not same:
+            break
+        matched += 1
+    return matched, bonus
+
+
+def _scope_value(scope: Scope, workload: Workload) -> str:
+    match scope:
+        case Scope.REGION:
+            return workload.locality.region
+        case Scope.ZONE:
+            return workload.locality.zone
+        case Scope.SUBZONE:
+            return workload.locality.subzone
+        case Scope.NODE:
+            return workload.node
+        case Scope.CLUSTER:
+            return workload.cluster_id
+        case Scope.NETWORK:
+            return workload.network
+
+
+def choose_address(
+    workload: Workload, wanted: IPAddress, ip_families: str = ""
+) -> IPAddress | None:
+    """The address of ``workload`` to dial for a client that asked for ``wanted``.
+
+    That very address when it is one of the workload's; else one of the service's families
+    (``IPv4``, ``IPv6``), the client's family first.
+    """
+    if wanted in workload.addresses:
+        return wanted
+    allowed = [
+        address
+        for address in workload.addresses
+        if ip_families not in ("IPv4", "IPv6") or f"IPv{address.version}" == ip_families
+    ]
+    return min(allowed, key=lambda address: address.version != wanted.version, default=None)
