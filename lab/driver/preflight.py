@@ -11,19 +11,8 @@ from pathlib import Path
 from lab.driver import names, network
 from lab.driver.errors import PreflightError
 from lab.driver.plan import MAX_NUMBER, underlays
+from lab.packages import COMMANDS, KEYRING, KEYRING_PACKAGE
 
-COMMANDS = {
-    "systemd-nspawn": "systemd-container",
-    "mmdebstrap": "mmdebstrap",
-    "apt-config": "apt",
-    "ssh": "openssh-client",
-    "nft": "nftables",
-    "ip": "iproute2",
-    "tcpdump": "tcpdump",
-    "unshare": "util-linux",
-}
-"""Commands the lab runs, and the Debian package each is in."""
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # What the plays load on the nodes, tried in a namespace that is thrown away.
 _PROBE_RULES = """
 ip link add mm-probe type bridge && ip link add mm-probe0 type veth peer name mm-probe1 &&
@@ -55,8 +44,8 @@ def _missing_rights() -> list[str]:
 def _missing_commands() -> list[str]:
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     packages = {pkg for command, pkg in COMMANDS.items() if not shutil.which(command, path=path)}
-    if not _KEYRING.exists():
-        packages.add("debian-archive-keyring")
+    if not Path(KEYRING).exists():
+        packages.add(KEYRING_PACKAGE)
     if not packages:
         return []
     return [f"missing: {', '.join(sorted(packages))}; get it by `make setup` or apt-get install"]
