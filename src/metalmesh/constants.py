@@ -48,6 +48,9 @@ TABLE_RAW: Final = "istio-ambient-raw"
 TABLE_POLICY: Final = "metalmesh-policy"
 TABLE_SERVICES: Final = "metalmesh-services"
 
+#: host-side veth of a workload: this and 8 hex digits of its netns name's SHA-256
+LINK_PREFIX: Final = "mmw"
+
 # --- names -----------------------------------------------------------------------------------
 DEFAULT_TRUST_DOMAIN: Final = "cluster.local"
 DEFAULT_CLUSTER_ID: Final = "Kubernetes"

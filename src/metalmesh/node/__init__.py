@@ -1,0 +1,1 @@
+"""The node agent: everything a mesh workload needs from its machine."""
