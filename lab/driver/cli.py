@@ -43,46 +43,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    up = verbs.add_parser("up", help="make the lab, or complete it")
+    def verb(
+        name: str, action: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        found = verbs.add_parser(name, help=text, description=text)
+        found.set_defaults(action=action)
+        return found
+
+    up = verb("up", _up, "make the lab, or complete it")
     up.add_argument("--inventory", type=Path, default=state.DEFAULT_INVENTORY)
-    up.set_defaults(action=_up)
-
-    remove = verbs.add_parser("down", help="remove the lab and every trace of it")
+    remove = verb("down", _down, "remove the lab and every trace of it")
     remove.add_argument("--all", action="store_true", help="remove all labs of this host")
-    remove.set_defaults(action=_down)
-
-    rebuild = verbs.add_parser("rebuild", help="replace nodes (default: all) by fresh ones")
+    rebuild = verb("rebuild", _rebuild, "replace nodes (default: all) by fresh ones")
     rebuild.add_argument("nodes", nargs="*", metavar="NODE")
-    rebuild.set_defaults(action=_rebuild)
-
-    status = verbs.add_parser("status", help="show nodes, addresses and whether they answer")
+    status = verb("status", _status, "show nodes, addresses and whether they answer")
     status.add_argument("--json", action="store_true")
-    status.set_defaults(action=_status)
-
-    run = verbs.add_parser("exec", help="run a command on a node by ssh, or a shell")
-    run.add_argument("node", metavar="NODE")
-    run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
-    run.set_defaults(action=_exec)
-
-    capture = verbs.add_parser("capture", help="tcpdump on the fabric's side of a node's link")
-    capture.add_argument("node", metavar="NODE")
-    capture.add_argument("arguments", nargs=argparse.REMAINDER, metavar="TCPDUMP_ARGUMENT")
-    capture.set_defaults(action=_capture)
-
-    logs = verbs.add_parser("logs", help="journal of a node; further arguments go to journalctl")
-    logs.add_argument("node", metavar="NODE")
-    logs.add_argument("arguments", nargs=argparse.REMAINDER, metavar="JOURNALCTL_ARGUMENT")
-    logs.set_defaults(action=_logs)
-
-    reboot = verbs.add_parser("reboot", help="restart nodes: files stay, the network is new")
+    _add_node(verb("exec", _exec, "run a command on a node by ssh, or a shell"), "COMMAND")
+    capture = verb("capture", _capture, "tcpdump on the fabric's side of a node's link")
+    _add_node(capture, "TCPDUMP_ARGUMENT")
+    logs = verb("logs", _logs, "journal of a node; further arguments go to journalctl")
+    _add_node(logs, "JOURNALCTL_ARGUMENT")
+    reboot = verb("reboot", _reboot, "restart nodes: files stay, the network is new")
     reboot.add_argument("nodes", nargs="+", metavar="NODE")
     reboot.add_argument("--hard", action="store_true", help="cut the power, no shutdown")
-    reboot.set_defaults(action=_reboot)
-
-    kill = verbs.add_parser("kill", help="cut the power of nodes; `up` starts them again")
+    kill = verb("kill", _kill, "cut the power of nodes; `up` starts them again")
     kill.add_argument("nodes", nargs="+", metavar="NODE")
-    kill.set_defaults(action=_kill)
     return parser
+
+
+def _add_node(parser: argparse.ArgumentParser, rest: str) -> None:
+    """A verb about one node whose further words go to another command as they are."""
+    parser.add_argument("node", metavar="NODE")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar=rest)
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -130,7 +122,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _exec(options: argparse.Namespace) -> int:
-    words = options.command[1:] if options.command[:1] == ["--"] else options.command
+    given = options.arguments
+    words = given[1:] if given[:1] == ["--"] else given
     # One word is a shell command as it stands; several are an argument list.
     command = words[0] if len(words) == 1 else shlex.join(words)
     return _become(Lab.open(options.name).ssh_command(options.node, command))

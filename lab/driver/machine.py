@@ -307,7 +307,9 @@ def kill(name: str) -> None:
     if host.has_systemd():
         subprocess.run(["systemctl", "kill", "-s", "KILL", name], capture_output=True, check=False)
     else:
-        left += host.kill_and_wait(sorted(cgroup.processes(name)))
+        # A process may have forked between the look and the signal: look again.
+        while not left and (victims := sorted(cgroup.processes(name))):
+            left = host.kill_and_wait(victims)
         if not left:
             cgroup.remove(name)
     if left:

@@ -126,15 +126,21 @@ def unwire_node(plan: Plan, node: Node) -> None:
         with _errors(f"node {node.name!r}"), IPRoute(netns=plan.fabric) as fabric:
             for index in fabric.link_lookup(ifname=node.link):
                 fabric.link("del", index=index)
-    if exists(node.object_name):
-        netns.remove(node.object_name)
+    remove_namespace(node.object_name)
+
+
+def remove_namespace(name: str) -> None:
+    """Remove a namespace, or what is left of one that was never finished."""
+    path = NETNS_DIR / name
+    for mounted in host.mounts_below(path):
+        host.unmount(mounted)
+    path.unlink(missing_ok=True)
 
 
 def remove_fabric(plan: Plan) -> None:
     """Remove the fabric and the host's link."""
     remove_host_links([plan.host_link])
-    if exists(plan.fabric):
-        netns.remove(plan.fabric)
+    remove_namespace(plan.fabric)
 
 
 def remove_host_links(links: list[str]) -> None:

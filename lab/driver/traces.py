@@ -9,8 +9,6 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyroute2 import netns
-
 from lab.driver import cgroup, host, machine, names, network
 from lab.driver.errors import LeftoverError
 
@@ -98,7 +96,7 @@ def remove(lab: str | None) -> None:
         host.unmount(mounted)
     network.remove_host_links(list(found.links))
     for namespace in found.namespaces:
-        netns.remove(namespace)
+        network.remove_namespace(namespace)
     for path in found.directories:
         shutil.rmtree(path)
     _remove_shared()
