@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.support.artifacts import Evidence
-from tests.support.capture import Capture, Link, capture
+from tests.support.capture import Capture, Link, Recorder, capture
 
 EVIDENCE = pytest.StashKey[Evidence]()
-Recorder = Callable[..., AbstractContextManager[Capture]]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

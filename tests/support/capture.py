@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -102,6 +102,10 @@ class Capture:
             for connection in self.tls_handshakes(keylog)
             for request in hbone.requests(connection.client_data)
         ]
+
+
+Recorder = Callable[..., contextlib.AbstractContextManager[Capture]]
+"""``with record(link, "tcp") as recording``: see the fixture ``record``."""
 
 
 @contextlib.contextmanager

@@ -1,0 +1,130 @@
+"""A converged lab and a cast of workloads of the tests' own in it.
+
+Nothing here builds the lab: ``make lab`` does. Workloads live in the namespace ``proof`` and are
+removed at the end; what a test changes in the store it takes back itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lab.driver import Lab
+from lab.driver.errors import LabError
+from tests.lab.cast import APP_PORT, NAMESPACE, OTHER_PORT, Cast, workload
+from tests.support.apps import ask, echo_app
+from tests.support.artifacts import Evidence
+from tests.support.capture import Link
+from tests.support.machines import Machine, Machines
+from tests.support.mesh import CONTROL_PLANE, NODE_AGENT, ZTUNNEL, Mesh, Workload
+from tests.support.waits import WAITS, wait_until
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs the lab."""
+    for item in items:
+        if "tests/lab/" in str(item.path):
+            item.add_marker(pytest.mark.lab)
+
+
+@pytest.fixture(scope="session")
+def machines() -> Iterator[Machines]:
+    name = os.environ.get("LAB_NAME", "default")
+    try:
+        found = Machines(Lab.open(name))
+    except LabError as error:
+        pytest.fail(f"no lab to test: {error}; `make lab` builds one", pytrace=False)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def mesh(machines: Machines) -> Mesh:
+    found = Mesh(machines)
+    for node in found.nodes:
+        if not node.path("/etc/metalmesh/ztunnel.yaml").exists():
+            pytest.fail(f"{node.name} has no ztunnel: run `make site` first", pytrace=False)
+        found.wait_ready(node)
+    return found
+
+
+@pytest.fixture(scope="session")
+def cast(mesh: Mesh) -> Iterator[Cast]:
+    players = (
+        workload(mesh, "node1", 1, "client"),
+        workload(mesh, "node1", 2, "peer"),
+        workload(mesh, "node1", 3, "plain", ambient=False),
+        workload(mesh, "node2", 1, "server"),
+        workload(mesh, "node2", 2, "other"),
+    )
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mesh.applied(namespace))
+        callers = {}
+        for player in players:
+            stack.callback(mesh.remove_workload, player)
+            mesh.add_workload(player)
+        for player in players:
+            callers[player.name] = list[str]()
+            for port in (APP_PORT, OTHER_PORT):
+                app = stack.enter_context(echo_app(player.netns, port))
+                app.callers = callers[player.name]
+        found = Cast(*players, callers)
+        _wait_enrolled(mesh, found)
+        yield found
+
+
+def _wait_enrolled(mesh: Mesh, cast: Cast) -> None:
+    """Wait until everybody in the mesh reaches the server with its identity."""
+    for player in (cast.client, cast.peer, cast.other):
+        target = cast.client if player is cast.other else cast.server
+        wait_until(
+            lambda player=player, target=target: ask(
+                player.netns, target.address, APP_PORT, b"enrolled?"
+            ),
+            WAITS["workload"],
+            what=f"{player.name} enrolled",
+        )
+
+
+@pytest.fixture
+def node_link(mesh: Mesh) -> Link:
+    """The link of node2: what passes between workloads of two nodes crosses it."""
+    return mesh.machines.link("node2")
+
+
+@pytest.fixture(autouse=True)
+def witnesses(request: pytest.FixtureRequest, evidence: Evidence) -> None:
+    """Journals, rules and sockets of every machine, should the test fail."""
+    if "mesh" not in request.fixturenames:
+        return
+    mesh: Mesh = request.getfixturevalue("mesh")
+    since = int(time.time())
+    for machine in (*mesh.nodes, mesh.control_plane):
+        for name, command in _QUESTIONS.items():
+            evidence.witnesses[f"{machine.name}-{name}.txt"] = _question(
+                machine, command.format(since=since)
+            )
+
+
+_UNITS = " ".join(f"-u {unit}" for unit in (ZTUNNEL, NODE_AGENT, CONTROL_PLANE))
+_QUESTIONS = {
+    "journal": f"journalctl --no-pager {_UNITS} --since=@{{since}}",
+    "rules": 'nft list ruleset; for n in $(ls /run/netns 2>/dev/null); do echo "== $n";'
+    ' nsenter --net=/run/netns/$n sh -c "nft list ruleset; ip rule; ip addr"; done',
+    "sockets": 'for n in $(ls /run/netns 2>/dev/null); do echo "== $n";'
+    " nsenter --net=/run/netns/$n ss -tanp; done; echo == node; ss -tanp",
+    "config": "systemctl --no-pager list-units 'metalmesh-*'; tail -n +1 /etc/metalmesh/*.yaml",
+}
+
+
+def _question(machine: Machine, command: str):
+    def witness() -> str:
+        done = machine.host.run(command)
+        return f"{done.stdout}{done.stderr}"
+
+    return witness
