@@ -1,0 +1,126 @@
+"""WorkloadEntry (networking.istio.io/v1): where a workload is and who it is."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from metalmesh.constants import ANNOTATION_NETNS, ANNOTATION_NODE
+from metalmesh.model.resources.meta import parse_labels
+from metalmesh.model.resources.reader import PORT_MAX, shown
+from metalmesh.model.workload import Locality
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from metalmesh.model.resources.meta import Metadata
+    from metalmesh.model.resources.reader import Reader
+    from metalmesh.model.workload import IPAddress
+
+#: further addresses besides ``spec.address``, comma-separated (the second family)
+ANNOTATION_ADDRESSES: Final = "ambient.metalmesh.io/addresses"
+WEIGHT_MAX: Final = 2**32 - 1
+_HOSTNAME: Final = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?(\.[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?)*\.?\Z"
+)
+_ACCOUNT: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkloadEntry:
+    """One workload."""
+
+    meta: Metadata
+    addresses: tuple[IPAddress, ...] = ()
+    #: instead of addresses: a name that clients resolve
+    hostname: str = ""
+    #: metadata's labels with those of the spec on top: what selectors see
+    labels: Mapping[str, str]
+    service_account: str = "default"
+    #: port name to number
+    ports: Mapping[str, int]
+    network: str = ""
+    locality: Locality = field(default_factory=Locality)
+    weight: int = 1
+
+    @property
+    def node(self) -> str:
+        """The machine it is placed on; "" for an address outside the mesh's machines."""
+        return self.meta.annotations.get(ANNOTATION_NODE, "")
+
+    @property
+    def netns(self) -> str:
+        """Its network namespace on that machine; ``host`` is the machine's own."""
+        default = f"{self.meta.namespace}-{self.meta.name}"
+        return self.meta.annotations.get(ANNOTATION_NETNS, default)
+
+
+def parse_workload_entry(reader: Reader, meta: Metadata) -> WorkloadEntry:
+    """Read a WorkloadEntry."""
+    reader.ignore("status")
+    with reader.child("spec") as spec:
+        addresses, hostname = _addresses(spec, meta)
+        account = spec.string("serviceAccount") or "default"
+        if not _ACCOUNT.match(account):
+            spec.fail("serviceAccount", f"{shown(account)} must be lower-case as in DNS")
+        labels = parse_labels(spec, "labels")
+        return WorkloadEntry(
+            meta=meta,
+            addresses=addresses,
+            hostname=hostname,
+            labels=MappingProxyType({**meta.labels, **labels}),
+            service_account=account,
+            ports=_ports(spec),
+            network=spec.string("network"),
+            locality=_locality(spec),
+            weight=spec.integer("weight", 0, WEIGHT_MAX) or 1,
+        )
+
+
+def _addresses(spec: Reader, meta: Metadata) -> tuple[tuple[IPAddress, ...], str]:
+    text = spec.required("address")
+    if text.startswith("unix://"):
+        spec.fail("address", "unix sockets are not supported; give an IP address")
+        return (), ""
+    try:
+        addresses = [ipaddress.ip_address(text)]
+    except ValueError:
+        if text and (not _HOSTNAME.match(text) or re.fullmatch(r"[\d.]+", text)):
+            spec.fail("address", f"{shown(text)} is neither an IP address nor a host name")
+        if ANNOTATION_ADDRESSES in meta.annotations:
+            spec.fail("address", f"must be an IP address beside {ANNOTATION_ADDRESSES}")
+        return (), text
+    for more in filter(None, meta.annotations.get(ANNOTATION_ADDRESSES, "").split(",")):
+        try:
+            address = ipaddress.ip_address(more.strip())
+        except ValueError:
+            spec.faults.add(
+                f"metadata.annotations[{ANNOTATION_ADDRESSES}]",
+                f"{shown(more)} is not an IP address; separate addresses by commas",
+            )
+            continue
+        if address not in addresses:
+            addresses.append(address)
+    for address in addresses:
+        if address.is_unspecified or address.is_multicast or address.is_loopback:
+            spec.fail("address", f"{address} cannot be the address of a workload")
+    return tuple(addresses), ""
+
+
+def _ports(spec: Reader) -> Mapping[str, int]:
+    ports = {}
+    with spec.child("ports") as reader:
+        for name in reader.names():
+            ports[name] = reader.integer(name, 1, PORT_MAX)
+    return MappingProxyType(ports)
+
+
+def _locality(spec: Reader) -> Locality:
+    text = spec.string("locality")
+    parts = text.split("/") if text else []
+    if len(parts) > 3:
+        spec.fail("locality", f"{shown(text)} has more than region/zone/subzone")
+    return Locality(*parts[:3])
