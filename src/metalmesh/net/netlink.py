@@ -39,6 +39,7 @@ MAIN_TABLE: Final = 254
 _NODAD: Final = 0x02
 _ONLINK: Final = 0x04
 _UP: Final = 0x01
+_RUNNING: Final = 0x40
 _SCOPES: Final = {"universe": 0, "link": 253, "host": 254}
 _TYPES: Final = {"unicast": 1, "local": 2}
 
@@ -51,6 +52,8 @@ class Link:
     name: str
     mac: str
     up: bool
+    #: up, and so is the other end: packets pass
+    running: bool
     kind: str
     #: index of a veth's other end in its own namespace; 0 when there is none
     peer_index: int
@@ -256,6 +259,7 @@ def _link(message: Any) -> Link:
         name=str(message.get("ifname")),
         mac=str(message.get("address") or ""),
         up=bool(message["flags"] & _UP),
+        running=bool(message["flags"] & _RUNNING),
         kind=str(message.get(("linkinfo", "kind")) or ""),
         peer_index=int(message.get("link") or 0),
     )

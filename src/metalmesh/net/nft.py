@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from metalmesh.errors import NetworkError
 from metalmesh.net.netns import run_in_netns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: seconds; a transaction of thousands of rules takes well below one
 TIMEOUT_SECONDS: Final = 30.0
@@ -61,6 +64,21 @@ def fingerprint(dump: Any | None) -> str:
 def table_fingerprint(name: str, netns_fd: int | None = None) -> str:
     """Fingerprint of the live table ``inet name``."""
     return fingerprint(read_table(name, netns_fd))
+
+
+def fingerprints(names: Iterable[str], netns_fd: int | None = None) -> dict[str, str]:
+    """Fingerprints of those of the ``inet`` tables that exist, by one call of ``nft``."""
+    done = _run(["nft", "-j", "list", "ruleset", "inet"], netns_fd)
+    if done.returncode != 0:
+        raise NetworkError(f"nft cannot list the ruleset: {done.stderr.strip()}")
+    wanted = set(names)
+    parts: dict[str, list[Any]] = {}
+    for item in json.loads(done.stdout)["nftables"]:
+        (kind, content), *_ = item.items()
+        name = content.get("name" if kind == "table" else "table")
+        if name in wanted:
+            parts.setdefault(name, []).append(item)
+    return {name: fingerprint(items) for name, items in parts.items()}
 
 
 def _stable(value: Any) -> Any:
