@@ -6,6 +6,7 @@ all costs the whole file.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -106,18 +107,16 @@ def parse_documents(text: str, source: str) -> list[ParsedObject | ResourceError
     if len(text) > MAX_TEXT_BYTES:
         return [ResourceError(source, "", "", f"file exceeds {MAX_TEXT_BYTES} bytes; split it")]
     results: list[ParsedObject | ResourceError] = []
-    try:
-        for data in _documents(text):
-            if isinstance(data, yaml.YAMLError):
-                results.append(ResourceError(source, "", "", f"not valid YAML: {_where(data)}"))
-            else:
-                results += parse_object(data, source)
-    except yaml.YAMLError as error:
-        results.append(ResourceError(source, "", "", f"not valid YAML: {_where(error)}"))
-    except RecursionError:
-        results.append(ResourceError(source, "", "", "not valid YAML: nested too deeply"))
-    except ValueError as error:  # PyYAML lets int() and chr() errors of odd scalars through
-        results.append(ResourceError(source, "", "", f"not valid YAML: {error}"))
+    for first_line, document in _split(text):
+        try:
+            results += parse_object(_load(document), source)
+        except yaml.YAMLError as error:
+            fault = f"not valid YAML: {_where(error, first_line)}"
+            results.append(ResourceError(source, "", "", fault))
+        except RecursionError:
+            results.append(ResourceError(source, "", "", "not valid YAML: nested too deeply"))
+        except ValueError as error:  # PyYAML lets int() and chr() errors of odd scalars through
+            results.append(ResourceError(source, "", "", f"not valid YAML: {error}"))
     return results
 
 
@@ -162,7 +161,7 @@ def _json_fault(data: object) -> str:
             pending += [*item.keys(), *item.values()]
         elif isinstance(item, list):
             pending += item
-        elif not isinstance(item, str | int | float | None) or item != item:  # noqa: PLR0124
+        elif not isinstance(item, str | int | float | None) or item != item:
             return f"holds {shown(item)}, which JSON cannot express; use plain values"
     return ""
 
@@ -203,6 +202,8 @@ def _kind(reader: Reader) -> Kind | None:
 
 # --- YAML ------------------------------------------------------------------------------------
 
+#: a document starts at a line of three dashes; block text is always indented
+_SEPARATOR: Final = re.compile(r"^---(?=\s|\Z)", re.MULTILINE)
 _BASE: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -227,26 +228,27 @@ class _Loader(_BASE):  # type: ignore[misc]
         return found
 
 
-def _documents(text: str) -> Iterator[Any]:
-    """The documents' contents; an error in place of one that parses but cannot be built."""
-    loader = _Loader(text)
+def _split(text: str) -> Iterator[tuple[int, str]]:
+    """Documents with the number of their first line, so that one's fault stays its own."""
+    start, line = 0, 1
+    for match in _SEPARATOR.finditer(text):
+        yield line, text[start : match.start()]
+        line += text.count("\n", start, match.start())
+        start = match.start()
+    yield line, text[start:]
+
+
+def _load(document: str) -> Any:
+    loader = _Loader(document)
     try:
-        while loader.check_node():
-            node = loader.get_node()
-            try:
-                yield loader.construct_document(node)
-            except yaml.constructor.ConstructorError as error:
-                # what PyYAML leaves behind of the failed document must not leak into the next
-                loader.constructed_objects, loader.recursive_objects = {}, {}
-                loader.state_generators, loader.deep_construct = [], False
-                yield error
+        return loader.get_single_data()
     finally:
         loader.dispose()
 
 
-def _where(error: yaml.YAMLError) -> str:
-    """The fault with its line, in one line."""
+def _where(error: yaml.YAMLError, first_line: int) -> str:
+    """The fault with its place in the file, on one line."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
-    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+    place = f" (line {first_line + mark.line}, column {mark.column + 1})" if mark else ""
     return " ".join(f"{problem}{place}".split())
