@@ -20,15 +20,16 @@ from tests.support.apps import ask, echo_app
 from tests.support.artifacts import Evidence
 from tests.support.capture import Link
 from tests.support.machines import Machine, Machines
-from tests.support.mesh import CONTROL_PLANE, NODE_AGENT, ZTUNNEL, Mesh, Workload
+from tests.support.mesh import CONTROL_PLANE, NODE_AGENT, ZTUNNEL, Mesh
 from tests.support.waits import WAITS, wait_until
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this folder needs the lab."""
+    """Everything in this folder needs the lab; reboots come last, whatever their name."""
     for item in items:
         if "tests/lab/" in str(item.path):
             item.add_marker(pytest.mark.lab)
+    items.sort(key=lambda item: item.path.name == "test_reboot.py")
 
 
 @pytest.fixture(scope="session")

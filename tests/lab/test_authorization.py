@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.lab.cast import APP_PORT, NAMESPACE, OTHER_PORT, Cast
+from tests.lab.policies import authorization, from_workload, to_port
 from tests.support.apps import LongConnection, ask
-from tests.support.mesh import Mesh, Resource, Workload
+from tests.support.mesh import Mesh, Workload
 from tests.support.waits import WAITS, wait_until
-
-SELECTOR = {"matchLabels": {"app": "server"}}
-
-
-def policy(action: str, rule: dict[str, Any] | None) -> Resource:
-    """A policy with one rule, or none, on the server."""
-    return {
-        "apiVersion": "security.istio.io/v1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"name": "gate", "namespace": NAMESPACE},
-        "spec": {"selector": SELECTOR, "action": action, "rules": [rule] if rule else []},
-    }
-
-
-def from_client(cast: Cast) -> dict[str, Any]:
-    return {"from": [{"source": {"principals": [cast.client.principal]}}]}
-
-
-def to_port(port: int) -> dict[str, Any]:
-    return {"to": [{"operation": {"ports": [str(port)]}}]}
-
 
 Matrix = dict[tuple[str, int], bool]
 CLIENT, PEER = "client", "peer"
@@ -48,7 +26,7 @@ CASES: list[tuple[str, str, str, Matrix]] = [
 )
 def test_policy_decides(mesh: Mesh, cast: Cast, action: str, match: str, matrix: Matrix) -> None:
     """Every pair is served before, decided by the policy meanwhile, and served after."""
-    rule = {"principal": from_client(cast), "port": to_port(APP_PORT), "none": None}[match]
+    rules = {"principal": [from_workload(cast.client)], "port": [to_port(APP_PORT)], "none": []}
     callers: dict[str, Workload] = {CLIENT: cast.client, PEER: cast.peer}
 
     def served() -> Matrix:
@@ -59,7 +37,7 @@ def test_policy_decides(mesh: Mesh, cast: Cast, action: str, match: str, matrix:
 
     assert all(served().values())
     log = mesh.access_log(cast.server.node)
-    with mesh.applied(policy(action, rule)):
+    with mesh.applied(authorization(action, *rules[match])):
         wait_until(lambda: served() == matrix, WAITS["policy"], what=f"{matrix}")
         reason = (
             f"explicitly denied by: {NAMESPACE}/gate"
@@ -72,7 +50,7 @@ def test_policy_decides(mesh: Mesh, cast: Cast, action: str, match: str, matrix:
 
 def test_refused_client_learns_the_status(mesh: Mesh, cast: Cast) -> None:
     """The client's ztunnel logs what the server's answered: 401, not 403 (facts 2.2)."""
-    with mesh.applied(policy("DENY", from_client(cast))):
+    with mesh.applied(authorization("DENY", from_workload(cast.client))):
         wait_until(
             lambda: ask(cast.client.netns, cast.server.address, APP_PORT, b"x") == b"",
             WAITS["policy"],
@@ -93,7 +71,7 @@ def test_open_connection_is_closed_when_a_policy_forbids_it(mesh: Mesh, cast: Ca
         assert denied.echo(b"before") == b"before"
         assert allowed.echo(b"before") == b"before"
         log = mesh.access_log(cast.server.node)
-        with mesh.applied(policy("DENY", from_client(cast))):
+        with mesh.applied(authorization("DENY", from_workload(cast.client))):
             assert denied.wait_closed()
             log.wait("connection closed due to policy change")
             assert allowed.echo(b"still here") == b"still here"

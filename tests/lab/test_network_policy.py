@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from metalmesh.constants import PORT_HBONE
 from tests.lab.cast import APP_PORT, NAMESPACE, OTHER_PORT, Cast
+from tests.lab.policies import network_policy, ports
 from tests.support.apps import ask
-from tests.support.mesh import Mesh, Resource
+from tests.support.mesh import Mesh
+from tests.support.netns import Netns
 from tests.support.waits import WAITS, wait_until
 
 WIRE_LOG = "maybe a NetworkPolicy is blocking HBONE port 15008"
 
 
-def network_policy(*ports: int, peers: list[dict[str, Any]] | None = None) -> Resource:
-    """Admit these TCP ports of the server, from everywhere or from some peers."""
-    rule: dict[str, Any] = {"ports": [{"protocol": "TCP", "port": port} for port in ports]}
-    if peers is not None:
-        rule["from"] = peers
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": "server", "namespace": NAMESPACE},
-        "spec": {
-            "podSelector": {"matchLabels": {"app": "server"}},
-            "policyTypes": ["Ingress"],
-            "ingress": [rule],
-        },
-    }
-
-
-def in_force(mesh: Mesh, cast: Cast, *ports: int) -> None:
+def in_force(mesh: Mesh, cast: Cast, *admitted: int) -> None:
     """Wait until the server's node enforces exactly these ports against plaintext."""
     (outside, *_) = mesh.external
 
     def enforced() -> bool:
         return all(
-            _connects(outside.netns, cast.server.address, port) == (not ports or port in ports)
+            _connects(outside.netns, cast.server.address, port)
+            == (not admitted or port in admitted)
             for port in (APP_PORT, OTHER_PORT, PORT_HBONE)
         )
 
-    wait_until(enforced, WAITS["policy"], what=f"NetworkPolicy {ports or 'removed'} in force")
+    wait_until(enforced, WAITS["policy"], what=f"NetworkPolicy {admitted or 'removed'} in force")
 
 
-def _connects(netns: Any, address: str, port: int) -> bool:
+def _connects(netns: Netns, address: str, port: int) -> bool:
     try:
         netns.connect(address, port, timeout_seconds=0.3).close()
     except (TimeoutError, ConnectionError):
@@ -59,7 +43,7 @@ def test_policy_without_15008_blocks_the_mesh_and_15008_restores_it(mesh: Mesh, 
     client, server = cast.client, cast.server
     (outside, *_) = mesh.external
     assert ask(client.netns, server.address, OTHER_PORT, b"open") == b"open"
-    with mesh.applied(network_policy(APP_PORT)):
+    with mesh.applied(network_policy(ports(APP_PORT))):
         in_force(mesh, cast, APP_PORT)
         mesh.drop_tunnels(client)
         log = mesh.access_log(client.node)
@@ -67,7 +51,7 @@ def test_policy_without_15008_blocks_the_mesh_and_15008_restores_it(mesh: Mesh, 
         log.wait(WIRE_LOG, f"dst.hbone_addr={server.address}:{APP_PORT}")
         assert ask(outside.netns, server.address, APP_PORT, b"plain") == b"plain"
 
-        mesh.apply(network_policy(APP_PORT, PORT_HBONE))
+        mesh.apply(network_policy(ports(APP_PORT, PORT_HBONE)))
         in_force(mesh, cast, APP_PORT, PORT_HBONE)
         assert ask(client.netns, server.address, APP_PORT, b"restored") == b"restored"
         log = mesh.access_log(server.node)
@@ -79,11 +63,8 @@ def test_policy_without_15008_blocks_the_mesh_and_15008_restores_it(mesh: Mesh, 
 
 def test_policy_by_peer_holds_inside_hbone(mesh: Mesh, cast: Cast) -> None:
     """A rule that names its peers: 15008 is open to all, the app port to the client only."""
-    only_client = [{"podSelector": {"matchLabels": {"app": "client"}}}]
-    rules = network_policy(PORT_HBONE)
-    rules["spec"]["ingress"].append(
-        {"ports": [{"protocol": "TCP", "port": APP_PORT}], "from": only_client}
-    )
+    only_client = {"podSelector": {"matchLabels": {"app": "client"}}}
+    rules = network_policy(ports(PORT_HBONE), ports(APP_PORT, only_from=only_client))
     address = cast.server.address
     with mesh.applied(rules):
         wait_until(

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from metalmesh.constants import STRICT_POLICY_NAME
-from tests.lab.cast import APP_PORT, NAMESPACE, OTHER_PORT, Cast
+from tests.lab.cast import APP_PORT, OTHER_PORT, Cast
+from tests.lab.policies import peer_authentication
 from tests.support.apps import ask, new_marker
-from tests.support.mesh import Mesh, Resource
+from tests.support.mesh import Mesh
 from tests.support.waits import WAITS, wait_until
-
-
-def peer_authentication(mode: str, *, ports: dict[int, str] | None = None) -> Resource:
-    """mTLS mode of the server's namespace, or of the server alone when ports differ."""
-    spec: dict[str, object] = {"mtls": {"mode": mode}}
-    if ports:
-        spec["selector"] = {"matchLabels": {"app": "server"}}
-        spec["portLevelMtls"] = {str(port): {"mode": mode} for port, mode in ports.items()}
-    return {
-        "apiVersion": "security.istio.io/v1",
-        "kind": "PeerAuthentication",
-        "metadata": {"name": "mode", "namespace": NAMESPACE},
-        "spec": spec,
-    }
 
 
 def test_permissive_serves_plaintext_and_keeps_its_source(mesh: Mesh, cast: Cast) -> None:
@@ -68,7 +55,7 @@ def test_strict_with_a_permissive_port_opens_that_port_only(mesh: Mesh, cast: Ca
     """portLevelMtls is an exception of one port (facts 5.7)."""
     (outside, *_) = mesh.external
     address = cast.server.address
-    with mesh.applied(peer_authentication("STRICT", ports={OTHER_PORT: "PERMISSIVE"})):
+    with mesh.applied(peer_authentication("STRICT", port_modes={OTHER_PORT: "PERMISSIVE"})):
         wait_until(
             lambda: ask(outside.netns, address, APP_PORT, b"x") == b"",
             WAITS["policy"],

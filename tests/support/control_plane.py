@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,6 +85,11 @@ def client_of(node: Machine, control_plane: Machine) -> Iterator[ControlPlaneCli
         yield ControlPlaneClient(channel, token, settings["cluster_id"])
 
 
-def expired(authority: CertificateAuthority, identity: str) -> Credentials:
-    """A certificate whose hour is over, of an identity that was right."""
-    return authority.leaf(identity, valid_for=-datetime.timedelta(minutes=5))
+def authority_of(control_plane: Machine) -> CertificateAuthority:
+    """The lab's CA with its issuing key: signs what the control plane would refuse."""
+    directory = control_plane.config("controlplane")["ca_dir"]
+    root, chain, key = (
+        control_plane.path(f"{directory}/{name}").read_bytes()
+        for name in ("root-cert.pem", "issuing-cert.pem", "issuing-key.pem")
+    )
+    return CertificateAuthority.load(root=root, chain=chain, key=key)

@@ -89,6 +89,11 @@ class Machine:
         """A workload's namespace, which the machine keeps in its own /run/netns."""
         return Netns(self.path(f"/run/netns/{name}"), address)
 
+    def disconnect(self) -> None:
+        """End the shared ssh connection: over a reboot it would hang."""
+        backend = self.host.backend
+        backend.run_local(f"ssh {backend.ssh_extra_args} -O exit root@{self.address}")
+
     def restart(self, unit: str) -> None:
         """Restart a unit; returns when systemd says that it is up again."""
         self.sh(f"systemctl restart {unit}")
@@ -159,9 +164,7 @@ class Machines:
     def close(self) -> None:
         """End the ssh connections kept open for the tests."""
         for entry in self.all.values():
-            entry.host.backend.run_local(
-                f"ssh {entry.host.backend.ssh_extra_args} -O exit root@{entry.address}"
-            )
+            entry.disconnect()
         self._controls.cleanup()
 
 

@@ -110,6 +110,23 @@ class HboneClient:
         """Send a CONNECT request for the authority."""
         return self.request([(":method", "CONNECT"), (":authority", authority), *more])
 
+    def flood(self, authority: str, count: int) -> list[str]:
+        """Open many streams before the server's limit is known here; how each was answered."""
+        fields = [(":method", "CONNECT"), (":authority", authority)]
+        opened = [1 + 2 * number for number in range(count)]
+        for stream in opened:
+            self._connection.send_headers(stream, fields)
+        self._flush()
+        answers: dict[int, str] = {}
+        while len(answers) < count and (data := self.socket.recv(65536)):
+            for event in self._connection.receive_data(data):
+                if isinstance(event, ResponseReceived):
+                    answers[event.stream_id] = bytes(dict(event.headers)[b":status"]).decode()
+                elif isinstance(event, StreamReset):
+                    answers[event.stream_id] = "reset"
+            self._flush()
+        return [answers.get(stream, "closed") for stream in opened]
+
     def exchange(self, stream: int, data: bytes) -> bytes:
         """Send data, end the stream, return everything that comes back until its end."""
         self._connection.send_data(stream, data, end_stream=True)

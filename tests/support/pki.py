@@ -56,17 +56,25 @@ class CertificateAuthority:
     def __init__(self, name: str = "mesh root") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)])
+        self._intermediates = b""
         now = datetime.datetime.now(datetime.UTC)
-        self._root = (
+        #: the root certificate, PEM.
+        self.root_pem = (
             self._builder(self._name, self._key, now - HOUR, now + HOUR)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
+            .public_bytes(serialization.Encoding.PEM)
         )
 
-    @property
-    def root_pem(self) -> bytes:
-        """The root certificate."""
-        return self._root.public_bytes(serialization.Encoding.PEM)
+    @classmethod
+    def load(cls, *, root: bytes, chain: bytes, key: bytes) -> CertificateAuthority:
+        """The CA of a lab, to sign what the lab's control plane would refuse to sign."""
+        found = cls()
+        loaded = serialization.load_pem_private_key(key, None)
+        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        found._key, found.root_pem, found._intermediates = loaded, root, chain
+        found._name = x509.load_pem_x509_certificates(chain)[0].subject
+        return found
 
     def leaf(self, *uris: str, valid_for: datetime.timedelta = HOUR) -> Credentials:
         """Sign a leaf with these URI SANs; a negative validity makes an expired one."""
@@ -81,7 +89,7 @@ class CertificateAuthority:
             .sign(self._key, hashes.SHA256())
         )
         return Credentials(
-            certificate.public_bytes(serialization.Encoding.PEM),
+            certificate.public_bytes(serialization.Encoding.PEM) + self._intermediates,
             key.private_bytes(
                 serialization.Encoding.PEM,
                 serialization.PrivateFormat.PKCS8,
