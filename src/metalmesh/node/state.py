@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from metalmesh.errors import StoreError
 from metalmesh.policy.network_policy import network_policy_from_dict, network_policy_to_dict
+from metalmesh.service.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -143,21 +142,11 @@ class NodeState:
         write_file(self._state_dir / name, data)
 
 
-def write_file(path: Path, data: bytes, mode: int = 0o600, group_id: int = -1) -> None:
+def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file: readers see the old content or the new, never a part."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                os.fchmod(file.fileno(), mode)
-                if group_id >= 0:
-                    os.fchown(file.fileno(), -1, group_id)
-            os.replace(temporary, path)  # noqa: PTH105 - the temporary name is a string
-        except BaseException:
-            os.unlink(temporary)  # noqa: PTH108
-            raise
+        write_atomic(path, data, mode)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written: {error.strerror}; is the disk full or read-only?"

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final
-
-import yaml
+from typing import TYPE_CHECKING, Final
 
 from metalmesh.constants import (
     ANNOTATION_BYPASS_INBOUND,
@@ -20,6 +17,8 @@ from metalmesh.constants import (
     LABEL_DATAPLANE_MODE,
 )
 from metalmesh.errors import ResourceError
+from metalmesh.model.resources.parse import ParsedObject, parse_documents
+from metalmesh.model.resources.workload_entry import WorkloadEntry
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -27,12 +26,11 @@ if TYPE_CHECKING:
 
     from metalmesh.model.workload import IPAddress
 
-ANNOTATION_ADDRESSES: Final = "ambient.metalmesh.io/addresses"
 ANNOTATION_VIRTUAL_INTERFACES: Final = "istio.io/reroute-virtual-interfaces"
-_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?\Z")
-_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,15}\Z")
-_API_GROUP: Final = "networking.istio.io/"
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: systemd instance names and file names: no escapes, no path separators
+_NETNS: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,198}[a-z0-9])?\Z")
+_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
+_HOST: Final = "host"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,24 +68,23 @@ class LoadedSpecs:
 def load_directory(
     directory: Path, cluster_id: str, running: Mapping[str, Collection[str]] | None = None
 ) -> LoadedSpecs:
-    """Read every ``*.yaml`` of a directory; ``running`` is netns name -> uid and addresses."""
+    """Read every ``*.yaml`` of a directory; ``running`` is netns name -> uid that is up."""
     parsed: list[tuple[str, LocalWorkload]] = []
     errors: list[ResourceError] = []
     for path in sorted(directory.glob("*.yaml")):
         try:
-            parsed.append((str(path), _load_file(path, cluster_id)))
+            text = path.read_text()
+        except FileNotFoundError:
+            continue  # removed since it was listed
+        except (OSError, UnicodeDecodeError) as error:
+            errors.append(ResourceError(str(path), "", "", f"cannot be read: {error}"))
+            continue
+        try:
+            parsed.append((str(path), parse_local_workload(text, str(path), cluster_id)))
         except ResourceError as error:
             errors.append(error)
     workloads, conflicts = resolve_conflicts(parsed, running or {})
     return LoadedSpecs(workloads, (*errors, *conflicts))
-
-
-def _load_file(path: Path, cluster_id: str) -> LocalWorkload:
-    try:
-        document = yaml.load(path.read_bytes(), Loader=_LOADER)  # noqa: S506 - a safe loader
-    except (OSError, yaml.YAMLError) as error:
-        raise ResourceError(str(path), "", "", f"cannot be read as YAML: {error}") from error
-    return parse_local_workload(document, str(path), cluster_id)
 
 
 def resolve_conflicts(
@@ -108,9 +105,9 @@ def resolve_conflicts(
         if clashes:
             owner = owners[clashes[0]]
             errors.append(
-                ResourceError(
+                _fault(
                     source,
-                    f"WorkloadEntry {workload.key}",
+                    workload,
                     "",
                     f"{clashes[0]} belongs to workload {owner.key} of this node already; "
                     f"{owner.key} stays, give {workload.key} another",
@@ -122,121 +119,85 @@ def resolve_conflicts(
     return chosen, errors
 
 
-def parse_local_workload(document: Any, source: str, cluster_id: str) -> LocalWorkload:
-    """Read one WorkloadEntry; raise :class:`ResourceError` naming file, object and field."""
-    if not isinstance(document, dict):
-        raise ResourceError(source, "", "", "must hold one WorkloadEntry object")
-    reader = _Reader(source, document)
-    reader.require_kind()
-    namespace, name = reader.name("namespace"), reader.name("name")
-    annotations = reader.strings("metadata", "annotations")
-    labels = {**reader.strings("metadata", "labels"), **reader.strings("spec", "labels")}
-    return LocalWorkload(
-        uid=f"{cluster_id}/networking.istio.io/WorkloadEntry/{namespace}/{name}",
-        name=name,
-        namespace=namespace,
-        service_account=str(reader.spec.get("serviceAccount") or "default"),
-        netns=reader.netns(annotations.get(ANNOTATION_NETNS, f"{namespace}-{name}")),
-        addresses=reader.addresses(annotations.get(ANNOTATION_ADDRESSES, "")),
-        captured=labels.get(LABEL_DATAPLANE_MODE) != "none",
+def parse_local_workload(text: str, source: str, cluster_id: str) -> LocalWorkload:
+    """Read a file of one WorkloadEntry; raise :class:`ResourceError` for anything else."""
+    found = parse_documents(text, source)
+    for item in found:
+        if isinstance(item, ResourceError):
+            raise item
+    if len(found) != 1 or not isinstance(found[0], ParsedObject):
+        raise ResourceError(source, "", "", f"must hold one WorkloadEntry, holds {len(found)}")
+    entry = found[0].resource
+    if not isinstance(entry, WorkloadEntry):
+        raise ResourceError(source, found[0].id, "kind", "must be WorkloadEntry in this directory")
+    meta = entry.meta
+    uid = f"{cluster_id}/networking.istio.io/WorkloadEntry/{meta.namespace}/{meta.name}"
+    annotations = meta.annotations
+    workload = LocalWorkload(
+        uid=uid,
+        name=meta.name,
+        namespace=meta.namespace,
+        service_account=entry.service_account,
+        netns=entry.netns,
+        addresses=entry.addresses,
+        captured=entry.labels.get(LABEL_DATAPLANE_MODE) != "none",
         bypass_inbound=annotations.get(ANNOTATION_BYPASS_INBOUND) == "true",
-        dns_capture=reader.switch(annotations, ANNOTATION_DNS_CAPTURE),
-        virtual_interfaces=reader.interfaces(annotations.get(ANNOTATION_VIRTUAL_INTERFACES, "")),
-        labels=labels,
+        dns_capture=_switch(annotations.get(ANNOTATION_DNS_CAPTURE)),
+        virtual_interfaces=_names(annotations.get(ANNOTATION_VIRTUAL_INTERFACES, "")),
+        labels=entry.labels,
     )
+    _check(workload, annotations, source)
+    return workload
 
 
-class _Reader:
-    """Fields of one WorkloadEntry, each checked as it is taken."""
-
-    def __init__(self, source: str, document: dict[str, Any]) -> None:
-        self._source = source
-        self._document = document
-        self._object = f"{document.get('kind', 'object without kind')}"
-        self.metadata = self._mapping(document, "metadata")
-        self.spec = self._mapping(document, "spec")
-        self._object += f" {self.metadata.get('namespace', '')}/{self.metadata.get('name', '')}"
-
-    def fail(self, path: str, message: str) -> ResourceError:
-        return ResourceError(self._source, self._object, path, message)
-
-    def _mapping(self, parent: dict[str, Any], key: str, path: str = "") -> dict[str, Any]:
-        value = parent.get(key)
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise self.fail(path or key, "must be a mapping")
-        return value
-
-    def require_kind(self) -> None:
-        version = str(self._document.get("apiVersion", ""))
-        if self._document.get("kind") != "WorkloadEntry" or not version.startswith(_API_GROUP):
-            raise self.fail(
-                "kind", "must be a WorkloadEntry of networking.istio.io/v1 in this directory"
+def _check(workload: LocalWorkload, annotations: Mapping[str, str], source: str) -> None:
+    """What only a workload of this node must fulfil."""
+    where = f"metadata.annotations[{ANNOTATION_NETNS}]"
+    if workload.netns == _HOST:
+        raise _fault(
+            source,
+            workload,
+            where,
+            "workloads of the machine's own namespace have no "
+            "netns; leave the annotation out to get one",
+        )
+    if not _NETNS.match(workload.netns):
+        raise _fault(
+            source,
+            workload,
+            where,
+            f"{workload.netns!r} must be lower-case letters, digits, dashes and dots",
+        )
+    if not workload.addresses:
+        raise _fault(source, workload, "spec.address", "must be an IP address on this node")
+    for address in workload.addresses:
+        if address.is_link_local:
+            raise _fault(source, workload, "spec.address", f"{address} is not routable")
+    for name in workload.virtual_interfaces:
+        if not _INTERFACE.match(name):
+            raise _fault(
+                source,
+                workload,
+                f"metadata.annotations[{ANNOTATION_VIRTUAL_INTERFACES}]",
+                f"{name!r} is not the name of a network interface",
+            )
+    for key in (ANNOTATION_BYPASS_INBOUND, ANNOTATION_DNS_CAPTURE):
+        if annotations.get(key, "true") not in {"true", "false"}:
+            raise _fault(
+                source,
+                workload,
+                f"metadata.annotations[{key}]",
+                f'{annotations[key]!r} must be "true" or "false"',
             )
 
-    def name(self, key: str) -> str:
-        value = self.metadata.get(key)
-        if not isinstance(value, str) or not _NAME.match(value) or len(value) > 63:
-            raise self.fail(
-                f"metadata.{key}",
-                f"{value!r} must be 1 to 63 lower-case letters, digits, dashes or dots",
-            )
-        return value
 
-    def strings(self, section: str, key: str) -> dict[str, str]:
-        path = f"{section}.{key}"
-        values = self._mapping(getattr(self, section), key, path)
-        for name, value in values.items():
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise self.fail(f"{path}[{name}]", f"{value!r} must be a string; quote it")
-        return values
+def _fault(source: str, workload: LocalWorkload, field_path: str, message: str) -> ResourceError:
+    return ResourceError(source, f"WorkloadEntry {workload.key}", field_path, message)
 
-    def netns(self, value: str) -> str:
-        if not _NAME.match(value) or len(value) > 200 or value == "host":
-            raise self.fail(
-                f"metadata.annotations[{ANNOTATION_NETNS}]",
-                f"{value!r} must be a name of lower-case letters, digits, dashes and dots"
-                + (
-                    "; workloads of the machine's own namespace have no netns to make"
-                    if value == "host"
-                    else ""
-                ),
-            )
-        return value
 
-    def addresses(self, more: str) -> tuple[IPAddress, ...]:
-        first = self.spec.get("address")
-        if not isinstance(first, str):
-            raise self.fail("spec.address", "must be the workload's IP address")
-        path = "spec.address"
-        found: list[IPAddress] = []
-        for text in [first, *filter(None, (part.strip() for part in more.split(",")))]:
-            try:
-                address = ip_address(text)
-            except ValueError:
-                raise self.fail(
-                    path, f"{text!r} is not an IP address; a netns workload needs one"
-                ) from None
-            if address.is_loopback or address.is_link_local or address.is_multicast:
-                raise self.fail(path, f"{text} cannot be a workload's address on the network")
-            if address not in found:
-                found.append(address)
-            path = f"metadata.annotations[{ANNOTATION_ADDRESSES}]"
-        return tuple(found)
+def _switch(value: str | None) -> bool | None:
+    return None if value is None else value == "true"
 
-    def switch(self, annotations: Mapping[str, str], key: str) -> bool | None:
-        value = annotations.get(key)
-        if value not in {None, "true", "false"}:
-            raise self.fail(f"metadata.annotations[{key}]", f'{value!r} must be "true" or "false"')
-        return None if value is None else value == "true"
 
-    def interfaces(self, text: str) -> tuple[str, ...]:
-        names = tuple(filter(None, (part.strip() for part in text.split(","))))
-        for name in names:
-            if not _INTERFACE.match(name):
-                raise self.fail(
-                    f"metadata.annotations[{ANNOTATION_VIRTUAL_INTERFACES}]",
-                    f"{name!r} is not the name of a network interface",
-                )
-        return names
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
