@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.driver import host, recipe
+from lab.driver import host, names, recipe
 from lab.driver.errors import ImageError
 from lab.driver.mirror import debian_mirror, machine_apt_options
 from lab.driver.recipe import Recipe
@@ -126,10 +126,11 @@ def _finish(root: Path) -> None:
 
 
 def _remove_unused(release: str, *, keep: Path) -> None:
-    """Remove images of older recipes, unless a running lab still stands on them."""
+    """Remove images of older recipes, unless a lab stands on them, running or not."""
     mounted = Path("/proc/self/mountinfo").read_text()
+    noted = {note.read_text().strip() for note in names.STATE_ROOT.glob("*/nodes/*/image")}
     for old in cache_dir().glob(f"{release}-*"):
-        if old != keep and f"lowerdir={old}," not in mounted:
+        if old != keep and f"lowerdir={old}," not in mounted and str(old) not in noted:
             _remove_tree(old)
 
 

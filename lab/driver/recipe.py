@@ -57,6 +57,7 @@ EXCLUDED_PATHS = tuple(f"/usr/share/{name}/*" for name in ("doc", "info", "local
 """Not unpacked: nobody reads them on a lab node, and they cost time and disk."""
 
 FILES = {
+    "etc/default/locale": "LANG=C.UTF-8\n",
     "etc/ssh/sshd_config.d/lab.conf": (
         "# Only the key the lab gave this node; DNS does not exist here.\n"
         "HostKey /etc/ssh/ssh_host_ed25519_key\n"
