@@ -7,6 +7,7 @@ more than 64 connections at once. Handlers get a :class:`Request` and return a :
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import zlib
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ MAX_CONNECTIONS: Final = 64
 IDLE_TIMEOUT_SECONDS: Final = 30.0
 #: answers below this size are not worth compressing
 GZIP_MIN_BYTES: Final = 1024
+_NO_SUCH_FAMILY: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _GZIP_WINDOW: Final = 31  # zlib: gzip container, 32 KiB window
 
 log = Log("http")
@@ -95,11 +97,19 @@ class HttpServer:
         self._prefixes[prefix] = handler
 
     async def listen(self, addresses: Sequence[str], port: int) -> int:
-        """Listen on every address; return the port (chosen by the kernel when 0)."""
+        """Listen on every address; return the port (chosen by the kernel when 0).
+
+        An address of a family this machine does not have is left out, unless it is the only one.
+        """
         for address in addresses:
-            server = await asyncio.start_server(
-                self._serve, address, port, limit=MAX_HEAD_BYTES, reuse_address=True
-            )
+            try:
+                server = await asyncio.start_server(
+                    self._serve, address, port, limit=MAX_HEAD_BYTES, reuse_address=True
+                )
+            except OSError as error:
+                if error.errno in _NO_SUCH_FAMILY and self._servers:
+                    continue
+                raise
             self._servers.append(server)
             port = int(server.sockets[0].getsockname()[1])
         return port

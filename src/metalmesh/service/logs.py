@@ -125,6 +125,15 @@ def apply_levels(text: str) -> None:
         logging.getLogger(scope or None).setLevel(number)
 
 
+def reset_levels(level: str) -> None:
+    """One level for everything, as after :func:`configure`."""
+    number = parse_level(level)
+    for logger in logging.Logger.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
+    logging.getLogger().setLevel(number)
+
+
 def current_levels() -> str:
     """The levels in force, in the spelling :func:`apply_levels` reads."""
     manager = logging.Logger.manager

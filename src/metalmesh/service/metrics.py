@@ -58,16 +58,15 @@ class Family:
 
     def render(self, *, openmetrics: bool) -> list[str]:
         """The family's lines; a family without labels always has a sample."""
-        family = self.name
-        if openmetrics and self.kind == "counter":
-            family = family.removesuffix("_total")
-        lines = [f"# HELP {family} {_escape_help(self.text)}", f"# TYPE {family} {self.kind}"]
         if self.kind == "histogram":
-            return lines + self._histogram()
+            head = render_samples(self.kind, self.name, self.text, (), openmetrics=openmetrics)
+            return head + self._histogram()
         values = self.values or ({} if self.labels else {(): 0.0})
-        for labels, value in sorted(values.items()):
-            lines.append(f"{self.name}{_pairs(self.labels, labels)} {_number(value)}")
-        return lines
+        samples = [
+            (tuple(zip(self.labels, labels, strict=True)), value)
+            for labels, value in sorted(values.items())
+        ]
+        return render_samples(self.kind, self.name, self.text, samples, openmetrics=openmetrics)
 
     def _histogram(self) -> list[str]:
         lines = []
@@ -76,9 +75,9 @@ class Family:
             for bound, count in zip((*self.buckets, None), counts, strict=True):
                 total += count
                 edge = "+Inf" if bound is None else _number(bound)
-                pairs = _pairs((*self.labels, "le"), (*labels, edge))
+                pairs = _pairs(zip((*self.labels, "le"), (*labels, edge), strict=True))
                 lines.append(f"{self.name}_bucket{pairs} {total}")
-            pairs = _pairs(self.labels, labels)
+            pairs = _pairs(zip(self.labels, labels, strict=True))
             lines.append(f"{self.name}_sum{pairs} {_number(self.values[labels])}")
             lines.append(f"{self.name}_count{pairs} {total}")
         return lines
@@ -115,16 +114,15 @@ class Registry:
         """Every declared family, in order of declaration."""
         return self._families.values()
 
-    def render(self, *, openmetrics: bool = False, extra: Iterable[Family] = ()) -> str:
-        """The text of every family; ``extra`` families come from elsewhere (workers)."""
+    def render(self, *, openmetrics: bool = False, extra: str = "") -> str:
+        """The text of every family, then ``extra``, text that was rendered elsewhere."""
         for hook in self._before:
             hook()
         lines: list[str] = []
-        for family in (*self._families.values(), *extra):
+        for family in self._families.values():
             lines += family.render(openmetrics=openmetrics)
-        if openmetrics:
-            lines.append("# EOF")
-        return "\n".join([*lines, ""])
+        end = "# EOF\n" if openmetrics else ""
+        return "\n".join([*lines, ""]) + extra + end
 
     def _add(self, family: Family) -> Family:
         if family.name in self._families:
@@ -133,16 +131,29 @@ class Registry:
         return family
 
 
+def render_samples(
+    kind: Kind,
+    name: str,
+    text: str,
+    samples: Iterable[tuple[Sequence[tuple[str, str]], float]],
+    *,
+    openmetrics: bool,
+) -> list[str]:
+    """The lines of one family; each sample is its (label, value) pairs and a number."""
+    family = name.removesuffix("_total") if openmetrics and kind == "counter" else name
+    lines = [f"# HELP {family} {_escape_help(text)}", f"# TYPE {family} {kind}"]
+    lines += [f"{name}{_pairs(labels)} {_number(value)}" for labels, value in samples]
+    return lines
+
+
 def wants_openmetrics(accept: str) -> bool:
     """Whether an ``Accept`` header asks for OpenMetrics."""
     return "application/openmetrics-text" in accept
 
 
-def _pairs(names: Sequence[str], values: Labels) -> str:
-    if not names:
-        return ""
-    pairs = (f'{name}="{_escape(value)}"' for name, value in zip(names, values, strict=True))
-    return "{" + ",".join(pairs) + "}"
+def _pairs(labels: Iterable[tuple[str, str]]) -> str:
+    text = ",".join(f'{name}="{_escape(value)}"' for name, value in labels)
+    return "{" + text + "}" if text else ""
 
 
 def _escape(value: str) -> str:

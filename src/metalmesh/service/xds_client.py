@@ -19,6 +19,8 @@ from metalmesh.service.channel import CONNECT_TIMEOUT_SECONDS
 from metalmesh.service.logs import Bare, Log
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from metalmesh.service.channel import ControlPlane
     from metalmesh.service.metrics import Registry
     from metalmesh.xds.delta_client import DeltaClient
@@ -55,11 +57,19 @@ class XdsMetrics:
 
 
 class XdsClient:
-    """Runs a :class:`DeltaClient` against a control plane until it is cancelled."""
+    """Runs a :class:`DeltaClient` against a control plane until it is cancelled.
+
+    ``on_connected`` is called at the first answer of each stream.
+    """
 
     def __init__(
-        self, control_plane: ControlPlane, client: DeltaClient, metrics: XdsMetrics
+        self,
+        control_plane: ControlPlane,
+        client: DeltaClient,
+        metrics: XdsMetrics,
+        on_connected: Callable[[], None] | None = None,
     ) -> None:
+        self._on_connected = on_connected
         self._control_plane = control_plane
         self._client = client
         self._metrics = metrics
@@ -111,6 +121,8 @@ class XdsClient:
                 self.last_error = ""
                 self._backoff.reset()
                 log.info("connected", {"address": Bare(self._control_plane.address)})
+                if self._on_connected is not None:
+                    self._on_connected()
             self._count(response)
             answer = self._client.receive(response)
             if answer.HasField("error_detail"):

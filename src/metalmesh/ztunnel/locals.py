@@ -1,0 +1,117 @@
+"""The workloads this node serves: their namespaces and listening sockets.
+
+Listening sockets are kept in systemd's fd store under ``listener-PORT-INODE`` (inode of the
+network namespace, which an open socket keeps alive). After a restart the same namespace gets its
+old sockets back, with every connection that queued in them meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from metalmesh.constants import PORT_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND
+from metalmesh.net.netns import run_in_netns
+from metalmesh.net.sockets import make_listener
+from metalmesh.service.logs import Log
+from metalmesh.ztunnel.view import LocalView
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from metalmesh.service.systemd import Notifier
+    from metalmesh.zds.messages import AddWorkload
+    from metalmesh.ztunnel.messages import Policies
+
+#: in the order in which workers expect them
+PORTS: Final = (PORT_OUTBOUND, PORT_INBOUND_PLAINTEXT, PORT_HBONE)
+
+log = Log("metalmesh.ztunnel.locals")
+
+
+@dataclass(slots=True, eq=False)
+class LocalWorkload:
+    """One workload that is served, and what the workers were last told of it."""
+
+    info: AddWorkload
+    netns_fd: int
+    #: device and inode of the namespace
+    netns_id: tuple[int, int]
+    listeners: list[socket.socket]
+    view: LocalView = field(default_factory=LocalView)
+    policies: Policies | None = None
+
+    @property
+    def fds(self) -> list[int]:
+        """Descriptors of an AddWorkload message."""
+        return [*(listener.fileno() for listener in self.listeners), self.netns_fd]
+
+    def close(self) -> None:
+        """Close our descriptors; workers have their own."""
+        os.close(self.netns_fd)
+        for listener in self.listeners:
+            listener.close()
+
+
+def netns_identity(fd: int) -> tuple[int, int]:
+    """What tells one namespace from another, whatever descriptor refers to it."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+class ListenerStore:
+    """Listening sockets that outlive this process."""
+
+    def __init__(self, notifier: Notifier, received: Iterable[tuple[str, int]]) -> None:
+        self._notifier = notifier
+        self._waiting: dict[str, int] = {}
+        for name, fd in received:
+            if name.startswith("listener-") and name not in self._waiting:
+                self._waiting[name] = fd
+            else:
+                log.warning("closing a stored descriptor that is not ours", {"name": name})
+                os.close(fd)
+                notifier.unstore(name)
+
+    def open(self, netns_fd: int) -> list[socket.socket]:
+        """The listeners of a namespace: those of before where there are any, else new ones."""
+        _, inode = netns_identity(netns_fd)
+        found: list[socket.socket] = []
+        try:
+            for port in PORTS:
+                name = _name(port, inode)
+                fd = self._waiting.pop(name, None)
+                if fd is not None:
+                    found.append(socket.socket(fileno=fd))
+                    continue
+                found.append(run_in_netns(netns_fd, partial(make_listener, port)))
+                self._notifier.store(name, [found[-1].fileno()])
+        except BaseException:
+            for listener in found:
+                listener.close()
+            raise
+        return found
+
+    def release(self, netns_id: tuple[int, int]) -> None:
+        """The namespace is no longer served."""
+        for port in PORTS:
+            self._notifier.unstore(_name(port, netns_id[1]))
+
+    def release_unclaimed(self) -> None:
+        """Close what nobody asked for: its workload went while we were not running."""
+        for name, fd in self._waiting.items():
+            os.close(fd)
+            self._notifier.unstore(name)
+        self._waiting.clear()
+
+
+def _name(port: int, inode: int) -> str:
+    return f"listener-{port}-{inode}"
+
+
+def uids(workloads: Iterable[LocalWorkload]) -> Sequence[str]:
+    """Uids in order, for log lines and status."""
+    return sorted(workload.info.uid for workload in workloads)

@@ -1,0 +1,283 @@
+"""The main process of the ztunnel: state and decisions; the data workers do the I/O.
+
+Nothing here is on the path of a byte. If this process dies the workers see the end of their pipe
+and finish; systemd starts it again, and listening sockets come back from the fd store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from metalmesh import constants
+from metalmesh.errors import NetworkError
+from metalmesh.service.ca_client import CaClient
+from metalmesh.service.channel import ControlPlane
+from metalmesh.service.logs import Log
+from metalmesh.service.metrics import Registry
+from metalmesh.service.systemd import Notifier, received_fds
+from metalmesh.service.xds_client import XdsClient, XdsMetrics
+from metalmesh.xds.delta_client import DeltaClient, NodeInfo
+from metalmesh.ztunnel import messages
+from metalmesh.ztunnel.certificates import CertificateKeeper
+from metalmesh.ztunnel.locals import ListenerStore, LocalWorkload, netns_identity
+from metalmesh.ztunnel.mesh import SUBSCRIPTIONS, MeshView
+from metalmesh.ztunnel.saved import SavedState
+from metalmesh.ztunnel.servers import Servers
+from metalmesh.ztunnel.telemetry import MainMetrics, WorkerSeries
+from metalmesh.ztunnel.workers import Worker, WorkerPool
+from metalmesh.ztunnel.zds import ZdsClient
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping
+
+    from metalmesh.xds.delta_client import Update
+    from metalmesh.zds.messages import AddWorkload
+    from metalmesh.ztunnel.config import ZtunnelConfig
+
+STATUS_INTERVAL_SECONDS: Final = 10.0
+#: how often the counters of the workers are fetched, so that little is lost when one dies
+COLLECT_INTERVAL_SECONDS: Final = 15.0
+
+log = Log("metalmesh.ztunnel")
+
+
+class Ztunnel:
+    """Puts the parts together; implements what the worker pool and the ZDS client ask for."""
+
+    def __init__(self, config: ZtunnelConfig) -> None:
+        self.config = config
+        self.notifier = Notifier()
+        self.registry = Registry()
+        self.metrics = MainMetrics(self.registry)
+        self.series = WorkerSeries()
+        self.pool = WorkerPool(config.workers, self)
+        self.mesh = MeshView(config, self.pool.broadcast, self._want_identities)
+        self.xds_state = DeltaClient(_node_info(config), SUBSCRIPTIONS, self._on_update)
+        self.saved = SavedState(config.state_dir, self.xds_state)
+        self.ca = CaClient(_control_plane(config, config.ca_address or config.xds_address))
+        self.certificates = CertificateKeeper(
+            self.ca, config.secret_ttl_seconds, self.pool.broadcast
+        )
+        self.xds = XdsClient(
+            _control_plane(config, config.xds_address),
+            self.xds_state,
+            XdsMetrics(self.registry),
+            on_connected=self.certificates.retry_now,
+        )
+        self.zds = ZdsClient(config.zds_socket, self)
+        self.listeners = ListenerStore(self.notifier, received_fds())
+        self.stop_requested = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- life --------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Serve until asked to stop, then drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop_requested.set)
+        self.saved.restore()
+        self.pool.start()
+        servers = Servers(self)
+        await servers.listen()
+        self._start(self.pool.watch())
+        self._start(self.certificates.run())
+        self._start(self.zds.run())
+        self._start(self._collect_regularly())
+        self._start(self._report_to_systemd())
+        if self.config.xds_address:
+            self._start(self.xds.run())
+        self.notifier.ready(self.status())
+        log.info("started", {"node": self.config.node_name, "workers": self.config.workers})
+        await self._wait_for_end()
+        self.notifier.stopping()
+        log.info("draining", {"deadline_seconds": self.config.drain_deadline_seconds})
+        await self.pool.drain(self.config.drain_deadline_seconds)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await servers.close()
+        await self.ca.close()
+        self.saved.write()
+        log.info("stopped")
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+    async def _wait_for_end(self) -> None:
+        """Until asked to stop; a part that fails ends the process, and systemd starts it anew."""
+        stop = asyncio.ensure_future(self.stop_requested.wait())
+        done, _ = await asyncio.wait({stop, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stop}:
+            task.result()
+
+    async def _report_to_systemd(self) -> None:
+        """Feed the watchdog and keep the status line current, from the loop that does the work."""
+        watchdog = self.notifier.watchdog_interval_seconds()
+        interval = min(watchdog or STATUS_INTERVAL_SECONDS, STATUS_INTERVAL_SECONDS)
+        while True:
+            if watchdog:
+                self.notifier.watchdog()
+            self.notifier.status(self.status())
+            await asyncio.sleep(interval)
+
+    async def _collect_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(COLLECT_INTERVAL_SECONDS)
+            await self.collect_metrics()
+
+    async def collect_metrics(self) -> None:
+        """Fetch the counters of every worker."""
+        for worker, reply in await self.pool.collect("metrics"):
+            if isinstance(reply, messages.MetricsReply):
+                self.series.report(worker.process.pid, reply.series)
+
+    def status(self) -> str:
+        """One line for ``systemctl status``."""
+        pending = self.pending()
+        state = f"not ready, pending: {', '.join(pending)}" if pending else "ready"
+        plane = "connected" if self.xds.connected else "not connected"
+        return f"{state}; {len(self.mesh.locals)} workloads; control plane {plane}"
+
+    def pending(self) -> list[str]:
+        """What readiness still waits for (istio-facts 8.4)."""
+        names = []
+        if not self.xds_state.synced:
+            names.append("state manager")
+        if not (self.zds.synced and not self.zds.pending and self.pool.ready):
+            names.append("workload proxy manager")
+        return names
+
+    def refresh_gauges(self) -> None:
+        """Bring computed gauges up to date before a scrape."""
+        now = time.time()
+        schedule = self.certificates.schedule
+        self.metrics.restarts.set(self.pool.restarts)
+        self.metrics.pending.set(len(self.zds.pending))
+        self.metrics.expiry.clear()
+        for identity in schedule.identities():
+            svid = schedule.held(identity, now)
+            if svid is not None:
+                self.metrics.expiry.set(round(svid.not_after - now), (identity,))
+
+    # --- from the control plane ----------------------------------------------------------------
+    def _on_update(self, update: Update) -> Mapping[str, str]:
+        self.mesh.on_update(update)
+        if not update.restored:
+            self.saved.changed()
+        return {}
+
+    def _want_identities(self, identities: set[str]) -> None:
+        self.certificates.set_wanted(identities)
+
+    # --- from the node agent -------------------------------------------------------------------
+    async def serve(self, workload: AddWorkload, netns_fd: int) -> None:
+        """Serve a workload; takes ``netns_fd`` over, also when it fails."""
+        identity = netns_identity(netns_fd)
+        known = self.mesh.locals.get(workload.uid)
+        if known is not None and known.netns_id == identity and known.info == workload:
+            os.close(netns_fd)
+            return
+        self.remove(workload.uid)
+        try:
+            listeners = self.listeners.open(netns_fd)
+        except BaseException:
+            os.close(netns_fd)
+            raise
+        local = LocalWorkload(workload, netns_fd, identity, listeners)
+        self.mesh.add(local)
+        error = await self.pool.add_workload(local.view.added(workload), local.fds)
+        if error:
+            self.remove(workload.uid)
+            raise NetworkError(f"workload {workload.uid}: {error}")
+        self.metrics.started.inc()
+        self._count_workloads()
+        log.info("serving", {"uid": workload.uid, "identity": local.view.identity})
+
+    def remove(self, uid: str) -> None:
+        """Stop serving a workload at once."""
+        local = self.mesh.remove(uid)
+        if local is None:
+            return
+        self.pool.broadcast(messages.RemoveWorkload(uid=uid))
+        self.listeners.release(local.netns_id)
+        local.close()
+        self.metrics.stopped.inc()
+        self._count_workloads()
+        log.info("no longer serving", {"uid": uid})
+
+    def retain(self, uids: frozenset[str]) -> None:
+        """Stop serving everything else."""
+        for uid in self.mesh.locals.keys() - uids:
+            self.remove(uid)
+        self.listeners.release_unclaimed()
+
+    def _count_workloads(self) -> None:
+        self.metrics.active.set(len(self.mesh.locals))
+
+    # --- from the workers ------------------------------------------------------------------------
+    def on_start(self, worker: Worker) -> None:
+        """A new worker: give it everything."""
+        config = self.config
+        worker.send(
+            messages.Configure(
+                log_level=config.log_level,
+                log_format=config.log_format,
+                access_log=config.access_log,
+                keylog_path=config.tls_keylog_path,
+                cluster_id=config.cluster_id,
+            )
+        )
+        for certificate in self.certificates.held():
+            worker.send(certificate)
+        self.mesh.introduce(worker)
+
+    def on_message(self, worker: Worker, message: messages.Message) -> None:
+        """A question of a worker."""
+        match message:
+            case messages.Resolve():
+                self.mesh.resolve(worker, message)
+            case messages.LookupSource():
+                self.mesh.lookup_source(worker, message)
+            case messages.NeedCertificate(identity=identity):
+                answer = self.certificates.answer(identity)
+                if answer is not None:
+                    worker.send(answer)
+            case messages.Ready():
+                log.info("worker ready", {"pid": worker.process.pid})
+            case _:
+                log.warning("unexpected message of a worker", {"type": type(message).__name__})
+
+    def on_exit(self, worker: Worker) -> None:
+        """A worker is gone."""
+        self.series.finish(worker.process.pid)
+        self.mesh.forget_worker(worker)
+
+
+def _control_plane(config: ZtunnelConfig, address: str) -> ControlPlane:
+    return ControlPlane(
+        address=address,
+        root_cert_path=config.root_cert_path,
+        token_path=config.token_path,
+        cluster_id=config.cluster_id,
+        server_name=config.server_name,
+    )
+
+
+def _node_info(config: ZtunnelConfig) -> NodeInfo:
+    """``ztunnel~IP~NAME.NAMESPACE~DOMAIN`` (istio-facts 3.2); the address plays no role."""
+    namespace = constants.ROOT_NAMESPACE
+    name = f"ztunnel-{config.node_name}"
+    domain = f"{namespace}.svc.{config.cluster_domain}"
+    return NodeInfo(
+        id=f"ztunnel~1.1.1.1~{name}.{namespace}~{domain}",
+        metadata={
+            "NAME": name,
+            "NAMESPACE": namespace,
+            "NODE_NAME": config.node_name,
+            "CLUSTER_ID": config.cluster_id,
+        },
+    )

@@ -1,0 +1,239 @@
+"""What main knows of the mesh and what it tells the workers about it.
+
+Everything arrives in the wrong order sooner or later: workloads before the control plane knows
+them, policies after the workloads that list them, connections before either. Until a workload is
+known its connections wait, five seconds at most; until policies have been received none is sent,
+and a worker without policies admits nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+
+from metalmesh import constants
+from metalmesh.constants import (
+    TYPE_ADDRESS,
+    TYPE_AUTHORIZATION,
+    TYPE_NETWORK_POLICY,
+    WORKLOAD_INFO_TIMEOUT_SECONDS,
+)
+from metalmesh.model.workload import TunnelProtocol
+from metalmesh.routing.route import Route, RouteKind, find_route, narrow
+from metalmesh.routing.state import MeshState
+from metalmesh.xds.authorization import decode_authorization
+from metalmesh.xds.delta_client import Subscription
+from metalmesh.xds.node import decode_network_policy
+from metalmesh.xds.wds import decode_address
+from metalmesh.ztunnel import messages
+from metalmesh.ztunnel.view import (
+    find_local,
+    labels_of,
+    policies_for,
+    route_message,
+    view_local,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from metalmesh.model.workload import Workload
+    from metalmesh.xds.delta_client import Update
+    from metalmesh.ztunnel.config import ZtunnelConfig
+    from metalmesh.ztunnel.locals import LocalWorkload
+    from metalmesh.ztunnel.workers import Worker
+
+SUBSCRIPTIONS: Final = (
+    Subscription(type_url=TYPE_ADDRESS, decode=decode_address),
+    Subscription(type_url=TYPE_AUTHORIZATION, decode=decode_authorization),
+    # ours; another control plane never answers it
+    Subscription(type_url=TYPE_NETWORK_POLICY, decode=decode_network_policy, required=False),
+)
+#: how long a control plane may take to answer NetworkPolicy after the rest, before we conclude
+#: that it has no such type
+NETWORK_POLICY_GRACE_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A question of a worker that cannot be answered yet."""
+
+    worker: Worker
+    question: messages.Resolve
+    expires_at: float
+
+
+class MeshView:
+    """Mesh state, local workloads, and the workers' copies of what concerns them."""
+
+    def __init__(
+        self,
+        config: ZtunnelConfig,
+        publish: Callable[[messages.Message], None],
+        on_identities: Callable[[set[str]], None],
+    ) -> None:
+        self._config = config
+        self._publish = publish
+        self._on_identities = on_identities
+        self._received: set[str] = set()
+        self._waiting: list[_Waiting] = []
+        self._refresh_planned = False
+        self._routes_changed = False
+        self._grace_over = False
+        self.state = MeshState()
+        self.locals: dict[str, LocalWorkload] = {}
+
+    # --- changes ---------------------------------------------------------------------------
+    def on_update(self, update: Update) -> None:
+        """Apply what the control plane sent (or what was saved)."""
+        match update.type_url:
+            case constants.TYPE_ADDRESS:
+                self.state.apply_addresses(update.changed, update.removed)
+                self._routes_changed = True
+            case constants.TYPE_AUTHORIZATION:
+                self.state.apply_policies(update.changed, update.removed)
+                if TYPE_NETWORK_POLICY not in self._received:
+                    asyncio.get_running_loop().call_later(
+                        NETWORK_POLICY_GRACE_SECONDS, self._end_grace
+                    )
+            case _:
+                self.state.apply_network_policies(update.changed, update.removed)
+        self._received.add(update.type_url)
+        self.plan_refresh()
+
+    def _end_grace(self) -> None:
+        self._grace_over = True
+        self.plan_refresh()
+
+    def plan_refresh(self) -> None:
+        """Bring the workers up to date in the next turn of the loop, once for many changes."""
+        if not self._refresh_planned:
+            self._refresh_planned = True
+            asyncio.get_running_loop().call_soon(self._refresh)
+
+    def add(self, local: LocalWorkload) -> None:
+        """Serve a workload; the caller sends the AddWorkload message with ``local.view``."""
+        self.locals[local.info.uid] = local
+        local.view = view_local(find_local(self.state, local.info))
+        local.policies = None
+        self.plan_refresh()
+
+    def remove(self, uid: str) -> LocalWorkload | None:
+        """Forget a workload."""
+        self.plan_refresh()
+        return self.locals.pop(uid, None)
+
+    def _refresh(self) -> None:
+        self._refresh_planned = False
+        if self._routes_changed:
+            self._routes_changed = False
+            self._publish(messages.InvalidateRoutes())
+        for local in self.locals.values():
+            self._refresh_local(local)
+        self._on_identities(self._identities())
+        self._answer_waiting()
+
+    def _refresh_local(self, local: LocalWorkload) -> None:
+        workload = find_local(self.state, local.info)
+        view = view_local(workload)
+        if view != local.view:
+            local.view = view
+            self._publish(view.updated(local.info))
+        policies = self._policies(local, workload)
+        if policies is not None and policies != local.policies:
+            local.policies = policies
+            self._publish(policies)
+
+    def _policies(
+        self, local: LocalWorkload, workload: Workload | None
+    ) -> messages.Policies | None:
+        """None while they are not known; the workers admit nothing then."""
+        known = TYPE_AUTHORIZATION in self._received and (
+            TYPE_NETWORK_POLICY in self._received or self._grace_over
+        )
+        if not known:
+            return None
+        if workload is None:
+            # it was known once and is gone: admit nothing more
+            return local.policies and messages.Policies(
+                uid=local.info.uid, missing=(f"workload {local.info.uid}",)
+            )
+        return policies_for(
+            self.state,
+            local.info.uid,
+            workload,
+            inner_enforcement=self._config.network_policy_inner_enforcement,
+        )
+
+    def _identities(self) -> set[str]:
+        """Identities this node needs certificates for: served, or placed here (prefetch)."""
+        served = {local.view.identity for local in self.locals.values() if local.view.identity}
+        placed = {
+            str(workload.identity)
+            for workload in self.state.workloads.values()
+            if workload.node == self._config.node_name
+            and (workload.protocol is TunnelProtocol.HBONE or workload.native_tunnel)
+        }
+        return served | placed
+
+    # --- questions of the workers ------------------------------------------------------------
+    def introduce(self, worker: Worker) -> None:
+        """Tell a new worker all about the local workloads."""
+        for local in self.locals.values():
+            worker.send(local.view.added(local.info), local.fds)
+            if local.policies is not None:
+                worker.send(local.policies)
+
+    def resolve(self, worker: Worker, question: messages.Resolve) -> None:
+        """Answer where a connection goes, now or when its workload is known."""
+        expires_at = asyncio.get_running_loop().time() + WORKLOAD_INFO_TIMEOUT_SECONDS
+        waiting = _Waiting(worker, question, expires_at)
+        if not self._answer(waiting):
+            self._waiting.append(waiting)
+            asyncio.get_running_loop().call_at(expires_at, self._answer_waiting)
+
+    def forget_worker(self, worker: Worker) -> None:
+        """A worker is gone, and with it its questions."""
+        self._waiting = [item for item in self._waiting if item.worker is not worker]
+
+    def _answer_waiting(self) -> None:
+        self._waiting = [item for item in self._waiting if not self._answer(item)]
+
+    def _answer(self, item: _Waiting) -> bool:
+        """Answer if possible, or if time is over; return whether that was so."""
+        question = item.question
+        local = self.locals.get(question.uid)
+        source = find_local(self.state, local.info) if local is not None else None
+        if source is None:
+            if local is not None and asyncio.get_running_loop().time() < item.expires_at:
+                return False
+            route = Route(kind=RouteKind.ERROR, error=_unknown_local(question.uid, local))
+        else:
+            route = find_route(self.state, source, ip_address(question.address), question.port)
+        mixed = route.kind is RouteKind.MIXED
+        chosen = narrow(route, random.random())  # noqa: S311 - load balancing, no secret
+        cacheable = not mixed and source is not None
+        reply = messages.RouteReply(
+            request_id=question.request_id, route=route_message(chosen, cacheable=cacheable)
+        )
+        item.worker.send(reply)
+        return True
+
+    def lookup_source(self, worker: Worker, question: messages.LookupSource) -> None:
+        """Answer who has an address of this network."""
+        workload = self.state.workload_at(self._config.network, ip_address(question.address))
+        labels = labels_of(workload) if workload is not None else None
+        worker.send(messages.SourceReply(request_id=question.request_id, labels=labels))
+
+
+def _unknown_local(uid: str, local: LocalWorkload | None) -> str:
+    if local is None:
+        return f"failed to fetch information about local workload: {uid}"
+    info = local.info
+    return (
+        "failed to fetch information about local workload: "
+        f"{info.service_account}.{info.namespace} ({info.name})"
+    )

@@ -1,0 +1,263 @@
+"""The data workers: start them, talk to them, replace the dead.
+
+A worker that exits or stops answering is replaced; the others are not disturbed, because every
+worker has descriptors of its own for the same listening sockets. Whoever owns the pool sends a new
+worker everything it needs in ``on_start``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from metalmesh.errors import ProtocolError
+from metalmesh.service.backoff import Backoff
+from metalmesh.service.logs import Log
+from metalmesh.ztunnel import messages
+from metalmesh.ztunnel.ipc import Channel, socket_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+T = TypeVar("T")
+
+RESTART_INITIAL_SECONDS: Final = 0.05
+RESTART_MAXIMUM_SECONDS: Final = 5.0
+#: a worker that lived this long was healthy: its next restart is immediate again
+HEALTHY_SECONDS: Final = 10.0
+PING_INTERVAL_SECONDS: Final = 5.0
+PING_TIMEOUT_SECONDS: Final = 15.0
+ACK_TIMEOUT_SECONDS: Final = 5.0
+COLLECT_TIMEOUT_SECONDS: Final = 1.0
+#: beyond the drain deadline, before a worker is killed
+EXIT_GRACE_SECONDS: Final = 2.0
+
+log = Log("metalmesh.ztunnel.workers")
+
+
+class PoolOwner(Protocol):
+    """What the pool tells the main process."""
+
+    def on_start(self, worker: Worker) -> None:
+        """A new worker runs and knows nothing yet."""
+
+    def on_message(self, worker: Worker, message: messages.Message) -> None:
+        """A worker said something the pool does not handle itself."""
+
+    def on_exit(self, worker: Worker) -> None:
+        """A worker is gone."""
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One running data worker."""
+
+    slot: int
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    pidfd: int
+    started_at: float
+    heard_at: float
+    ready: bool = False
+    #: uid -> future of the answer to AddWorkload
+    acks: dict[str, asyncio.Future[str]] = field(default_factory=dict)
+    replies: dict[int, asyncio.Future[messages.Message]] = field(default_factory=dict)
+
+    def send(self, message: messages.Message, fds: Sequence[int] = ()) -> None:
+        """Send a message; what the socket does not take at once follows when it can."""
+        self.channel.send(message, fds)
+        if self.channel.wants_write:
+            asyncio.get_running_loop().add_writer(self.channel.fileno(), self._flush)
+
+    def _flush(self) -> None:
+        self.channel.flush()
+        if self.channel.closed or not self.channel.wants_write:
+            asyncio.get_running_loop().remove_writer(self.channel.fileno())
+
+
+class WorkerPool:
+    """``count`` workers, always."""
+
+    def __init__(self, count: int, owner: PoolOwner) -> None:
+        self._owner = owner
+        self._count = count
+        self._workers: dict[int, Worker] = {}
+        self._backoff = [
+            Backoff(RESTART_INITIAL_SECONDS, RESTART_MAXIMUM_SECONDS) for _ in range(count)
+        ]
+        self._stopping = False
+        self._next_request = 0
+        self._gone = asyncio.Event()
+        self.restarts = 0
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Those that run now."""
+        return list(self._workers.values())
+
+    @property
+    def ready(self) -> bool:
+        """Whether every worker has reported that its loop runs."""
+        return len(self._workers) == self._count and all(w.ready for w in self._workers.values())
+
+    def start(self) -> None:
+        """Start every worker."""
+        for slot in range(self._count):
+            self._spawn(slot)
+
+    def broadcast(self, message: messages.Message) -> None:
+        """Tell every worker."""
+        for worker in self.workers:
+            worker.send(message)
+
+    def _spawn(self, slot: int) -> None:
+        if self._stopping:
+            return
+        ours, theirs = socket_pair()
+        with theirs:
+            fd = theirs.fileno()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "metalmesh.ztunnel.worker", str(fd)],
+                pass_fds=[fd],
+                stdin=subprocess.DEVNULL,
+            )
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        pidfd = os.pidfd_open(process.pid)
+        worker = Worker(slot, process, Channel(ours), pidfd, now, now)
+        self._workers[slot] = worker
+        loop.add_reader(worker.channel.fileno(), self._receive, worker)
+        loop.add_reader(pidfd, self._exited, worker)
+        self._owner.on_start(worker)
+
+    def _receive(self, worker: Worker) -> None:
+        worker.heard_at = asyncio.get_running_loop().time()
+        try:
+            received = worker.channel.receive()
+        except ProtocolError as error:
+            self._kill(worker, str(error))
+            return
+        for message, fds in received:
+            for fd in fds:
+                os.close(fd)
+            self._dispatch(worker, message)
+        if worker.channel.closed:
+            # its end is closed: the process is about to exit, or must
+            asyncio.get_running_loop().remove_reader(worker.channel.fileno())
+            worker.process.terminate()
+
+    def _dispatch(self, worker: Worker, message: messages.Message) -> None:
+        match message:
+            case messages.Ready():
+                worker.ready = True
+                self._owner.on_message(worker, message)
+            case messages.Ack(uid=uid, error=error):
+                _resolve(worker.acks.pop(uid, None), error)
+            case messages.MetricsReply() | messages.ConnectionsReply():
+                _resolve(worker.replies.pop(message.request_id, None), message)
+            case messages.Pong() | messages.Drained():
+                pass  # hearing it was the point; the exit follows by itself
+            case _:
+                self._owner.on_message(worker, message)
+
+    def _exited(self, worker: Worker) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(worker.pidfd)
+        os.close(worker.pidfd)
+        status = worker.process.wait()
+        if not worker.channel.closed:
+            self._receive(worker)  # what it said last
+        loop.remove_reader(worker.channel.fileno())
+        loop.remove_writer(worker.channel.fileno())
+        worker.channel.close()
+        for ack in worker.acks.values():
+            ack.cancel()
+        for reply in worker.replies.values():
+            reply.cancel()
+        del self._workers[worker.slot]
+        self._owner.on_exit(worker)
+        self._gone.set()
+        if self._stopping:
+            return
+        self.restarts += 1
+        backoff = self._backoff[worker.slot]
+        if loop.time() - worker.started_at > HEALTHY_SECONDS:
+            backoff.reset()
+        log.error("worker exited", {"pid": worker.process.pid, "status": status})
+        loop.call_later(backoff.next_delay(), self._spawn, worker.slot)
+
+    async def add_workload(self, message: messages.AddWorkload, fds: Sequence[int]) -> str:
+        """Have every worker serve a workload; return the first error, "" when all do.
+
+        A worker that dies meanwhile does not count: its successor gets the workload anyway.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = []
+        for worker in self.workers:
+            future: asyncio.Future[str] = loop.create_future()
+            worker.acks[message.uid] = future
+            worker.send(message, fds)
+            waiting.append(future)
+        if not waiting:
+            return ""
+        done, late = await asyncio.wait(waiting, timeout=ACK_TIMEOUT_SECONDS)
+        errors = [f.result() for f in done if not f.cancelled() and f.result()]
+        if late:
+            errors.append(f"a worker did not answer within {ACK_TIMEOUT_SECONDS:g} s")
+        return errors[0] if errors else ""
+
+    async def collect(self, what: str) -> list[tuple[Worker, messages.Message]]:
+        """Ask every worker for its ``metrics`` or ``connections``; late ones are left out."""
+        loop = asyncio.get_running_loop()
+        waiting: dict[asyncio.Future[messages.Message], Worker] = {}
+        for worker in self.workers:
+            if worker.ready:
+                self._next_request += 1
+                future: asyncio.Future[messages.Message] = loop.create_future()
+                worker.replies[self._next_request] = future
+                waiting[future] = worker
+                worker.send(messages.Collect(request_id=self._next_request, what=what))
+        if not waiting:
+            return []
+        done, _ = await asyncio.wait(waiting, timeout=COLLECT_TIMEOUT_SECONDS)
+        return [(waiting[f], f.result()) for f in done if not f.cancelled()]
+
+    async def watch(self) -> None:
+        """Ping the workers for ever; kill those that have stopped answering."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(PING_INTERVAL_SECONDS)
+            for worker in self.workers:
+                if loop.time() - worker.heard_at > PING_TIMEOUT_SECONDS:
+                    self._kill(worker, f"silent for {PING_TIMEOUT_SECONDS:g} s")
+                else:
+                    worker.send(messages.Ping(request_id=0))
+
+    def _kill(self, worker: Worker, reason: str) -> None:
+        log.error("killing worker", {"pid": worker.process.pid, "error": reason})
+        worker.process.kill()
+
+    async def drain(self, deadline_seconds: float) -> None:
+        """Let every worker finish its connections; return when all have exited."""
+        self._stopping = True
+        self.broadcast(messages.Drain(deadline_seconds=deadline_seconds))
+        loop = asyncio.get_running_loop()
+        kill_at = loop.time() + deadline_seconds + EXIT_GRACE_SECONDS
+        while self._workers:
+            self._gone.clear()
+            try:
+                await asyncio.wait_for(self._gone.wait(), max(0.0, kill_at - loop.time()))
+            except TimeoutError:
+                for worker in self.workers:
+                    self._kill(worker, "still running after the drain deadline")
+                kill_at = loop.time() + EXIT_GRACE_SECONDS
+
+
+def _resolve(future: asyncio.Future[T] | None, value: T) -> None:
+    """Complete a future that is still waited for."""
+    if future is not None and not future.done():
+        future.set_result(value)
