@@ -199,8 +199,8 @@ class Proof:
         try:
             wait_until(served, WAITS["policy"])
         except WaitError:
-            return Claim(text, False, status)  # noqa: FBT003
-        return Claim(text, True, f"HTTP status {status}")  # noqa: FBT003
+            return Claim(text, False, status)
+        return Claim(text, True, f"HTTP status {status}")
 
     def _policy(self, *ports: int) -> Resource:
         rules = [{"ports": [{"protocol": "TCP", "port": port} for port in ports]}]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from metalmesh import constants
 
@@ -48,3 +49,42 @@ def test_a_wrong_number_is_found() -> None:
     changed = text.replace("| 15008 | `PORT_HBONE`", "| 15009 | `PORT_HBONE`")
     assert changed != text
     assert numbers_by_constant(changed)["PORT_HBONE"] == 15009
+
+
+ROLES = ROOT / "collections/ansible_collections/metalmesh/ambient/roles"
+REPEATED = {
+    "control_plane_port": "PORT_XDS",
+    "control_plane_metrics_port": "PORT_CONTROL_PLANE_METRICS",
+    "control_plane_svid_ttl_seconds": "SVID_TTL_SECONDS",
+    "control_plane_svid_max_ttl_seconds": "SVID_MAX_TTL_SECONDS",
+    "node_agent_control_plane_port": "PORT_XDS",
+    "ztunnel_control_plane_port": "PORT_XDS",
+    "ztunnel_svid_ttl_seconds": "SVID_TTL_SECONDS",
+}
+"""Role option -> the constant its default repeats for readers."""
+
+
+def role_defaults() -> dict[str, object]:
+    """Defaults of every role."""
+    found: dict[str, object] = {}
+    for path in sorted(ROLES.glob("*/defaults/main.yml")):
+        found |= yaml.safe_load(path.read_text()) or {}
+    return found
+
+
+def test_role_defaults_repeat_the_right_numbers() -> None:
+    """A default that repeats a constant for its readers equals it."""
+    defaults = role_defaults()
+    assert {key: defaults[key] for key in REPEATED} == {
+        key: getattr(constants, name) for key, name in REPEATED.items()
+    }
+
+
+def test_every_number_of_the_mesh_in_defaults_is_checked() -> None:
+    """A new option for a port has to be added to the list above."""
+    ports = {
+        key
+        for key, value in role_defaults().items()
+        if key.endswith("_port") and isinstance(value, int)
+    }
+    assert ports <= set(REPEATED)
