@@ -32,6 +32,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("LAB_CACHE_DIR") or DEFAULT_CACHE)
 
 
+def path_of(release: str) -> Path:
+    """Where the image of a release is, or will be."""
+    return cache_dir() / Recipe(release=release, mirror="").name
+
+
 def ensure(release: str, progress: Progress) -> Path:
     """Return the image of a release, building it when the cache has none."""
     wanted = Recipe(release=release, mirror=debian_mirror())

@@ -91,7 +91,10 @@ class Lab:
         started_at = time.monotonic()
         state.write_ansible_variables(self.plan)
         self._remove_unlisted()
+        self._tell_outdated()
         broken = [node for node in self.plan.nodes if not self._is_in_order(node)]
+        if network.exists(self.plan.fabric):
+            network.route_nodes(self.plan)
         if not broken:
             self._progress(f"all {len(self.plan.nodes)} nodes are up")
             return
@@ -119,6 +122,15 @@ class Lab:
             and machine.is_running(node)
             and machine.answers_ssh(node)
         )
+
+    def _tell_outdated(self) -> None:
+        """Name nodes that stand on another image than they would get today."""
+        for node in self.plan.nodes:
+            note = machine.files_of(node).image
+            if note.exists() and note.read_text().strip() != str(image.path_of(node.image)):
+                self._progress(
+                    f"{node.name}: has an older image; `lab/lab rebuild {node.name}` renews it"
+                )
 
     def _remove_unlisted(self) -> None:
         """Take away nodes that the inventory no longer lists."""

@@ -97,11 +97,21 @@ def wire_node(plan: Plan, node: Node) -> None:
         fabric.link("set", index=link, master=_index(fabric, names.BRIDGE), state="up")
         _wire_inside(node)
         fabric.poll(fabric.link, "dump", ifname=node.link, operstate="UP", timeout=_LINK_UP_SECONDS)
-        for route in node.routes:
-            network = ipaddress.ip_network(route)
-            gateway = node.address_v4 if network.version == 4 else node.address_v6
-            family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-            fabric.route("replace", family=family, dst=route, gateway=gateway)
+    route_nodes(plan)
+
+
+def route_nodes(plan: Plan) -> None:
+    """Make the fabric's router send every node's networks to it."""
+    with _errors(f"routes of lab {plan.name!r}"), IPRoute(netns=plan.fabric) as fabric:
+        for node in plan.nodes:
+            for route in node.routes:
+                v4 = ipaddress.ip_network(route).version == 4
+                fabric.route(
+                    "replace",
+                    family=socket.AF_INET if v4 else socket.AF_INET6,
+                    dst=route,
+                    gateway=node.address_v4 if v4 else node.address_v6,
+                )
 
 
 def _wire_inside(node: Node) -> None:
