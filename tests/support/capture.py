@@ -17,7 +17,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
@@ -109,22 +108,14 @@ Recorder = Callable[..., contextlib.AbstractContextManager[Capture]]
 
 
 @contextlib.contextmanager
-def capture(
-    link: Link, expression: str = "", *, directory: Path | None = None
-) -> Iterator[Capture]:
+def capture(link: Link, expression: str = "", *, directory: Path) -> Iterator[Capture]:
     """Record a link during the block. ``expression`` is a tcpdump filter (everything if empty).
 
     Raises BlindCaptureError at the end when nothing was recorded or the kernel dropped packets.
-    Without a directory the recording is deleted when the process that asked forgets the capture.
+    The recording stays in the directory.
     """
     if shutil.which("tcpdump") is None:
         raise RuntimeError("tcpdump is not installed on this machine; apt-get install tcpdump")
-    if directory is None:
-        with tempfile.TemporaryDirectory(prefix="mm-capture-") as temporary:
-            with capture(link, expression, directory=Path(temporary)) as recording:
-                yield recording
-            _ = recording.packets, recording.streams
-            return
     path = directory / f"{link.netns.name}-{link.interface}-{secrets.token_hex(3)}.pcap"
     process = _start(link, expression, path)
     try:
