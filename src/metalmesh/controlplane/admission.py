@@ -1,0 +1,203 @@
+"""Decide which objects are in force; pure.
+
+Rules: a valid object is never harmed by an invalid one; a file with an error keeps every object it
+last had, except those it now defines validly; of two objects that claim one address the one that
+had it keeps it, else the older one gets it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from metalmesh.controlplane.snapshot import AcceptedObject, Admission
+from metalmesh.errors import ResourceError
+from metalmesh.model.resources import (
+    NodeResource,
+    ParsedObject,
+    ServiceResource,
+    WorkloadEntry,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from metalmesh.model.resources import Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a reading of the store found."""
+
+    #: file to its objects and errors
+    files: Mapping[str, tuple[ParsedObject | ResourceError, ...]]
+    #: file or directory that could not be read, to the reason
+    unreadable: Mapping[str, str]
+
+
+def admit(scan: Scan, previous: Mapping[str, AcceptedObject], now: str) -> Admission:
+    """Decide on a scan, given what was in force; ``now`` is RFC 3339."""
+    run = _Run(scan, previous, now)
+    run.take_valid()
+    run.keep_last_good()
+    run.settle_claims()
+    return Admission(
+        {item.id: item for item in run.objects.values()},
+        tuple(run.errors),
+        frozenset(run.outdated),
+    )
+
+
+class _Run:
+    def __init__(self, scan: Scan, previous: Mapping[str, AcceptedObject], now: str) -> None:
+        self._scan = scan
+        self._previous = previous
+        self._now = now
+        self.objects: dict[str, AcceptedObject] = {}
+        self.errors: list[ResourceError] = []
+        self.outdated: set[str] = set()
+        self._faulty: set[str] = set()
+
+    # --- one object --------------------------------------------------------------------------
+
+    def take_valid(self) -> None:
+        """Accept every object defined once; the file that had it wins over a second one."""
+        found: dict[str, list[ParsedObject]] = defaultdict(list)
+        for source in sorted(self._scan.files):
+            for item in self._scan.files[source]:
+                if isinstance(item, ResourceError):
+                    self.errors.append(item)
+                    self._faulty.add(source)
+                else:
+                    found[item.id].append(item)
+        for key, items in found.items():
+            self.objects[key] = self._accept(self._choose(key, items))
+        for source, reason in sorted(self._scan.unreadable.items()):
+            self.errors.append(
+                ResourceError(source, "", "", f"{reason}; its last good objects stay in force")
+            )
+
+    def _choose(self, key: str, items: list[ParsedObject]) -> ParsedObject:
+        known = self._previous.get(key)
+        chosen = next((item for item in items if known and item.source == known.source), items[0])
+        for item in items:
+            if item is chosen:
+                continue
+            place = "twice in it" if item.source == chosen.source else f"also in {chosen.source}"
+            self.errors.append(
+                ResourceError(item.source, key, "", f"is defined {place}; remove one of the two")
+            )
+        return chosen
+
+    def _accept(self, parsed: ParsedObject) -> AcceptedObject:
+        known = self._previous.get(parsed.id)
+        if known is not None and known.data == parsed.data:
+            # the very same value as before: computation recognises it
+            if known.source == parsed.source:
+                return known
+            resource = known.resource
+        else:
+            resource = parsed.resource
+        return AcceptedObject(
+            id=parsed.id,
+            resource=resource,
+            source=parsed.source,
+            created=resource.meta.creation_timestamp or (known.created if known else self._now),
+            data=parsed.data,
+        )
+
+    def keep_last_good(self) -> None:
+        """Objects of files that are faulty or cannot be read stay as they were."""
+        for key, known in self._previous.items():
+            if key in self.objects:
+                continue
+            if known.source in self._faulty or self._unreadable(known.source):
+                self.objects[key] = known
+                self.outdated.add(key)
+
+    def _unreadable(self, source: str) -> bool:
+        """A file below a directory that cannot be read is as good as unreadable itself."""
+        return any(
+            source == path or path == "." or source.startswith(f"{path}/")
+            for path in self._scan.unreadable
+        )
+
+    # --- several objects ---------------------------------------------------------------------
+
+    def settle_claims(self) -> None:
+        """Give each address to one object; a loser falls back to its last good version."""
+        owners: dict[str, AcceptedObject] = {}
+        claimants = [item for item in self.objects.values() if _claims(item.resource)]
+        claimants.sort(key=lambda item: (not self._claimed_before(item), item.age))
+        for item in claimants:
+            rival, claim = _rival(item, owners)
+            if rival is None:
+                owners.update(dict.fromkeys(_claims(item.resource), item))
+                continue
+            self.errors.append(_conflict(item, rival, claim))
+            del self.objects[item.id]
+            last = self._previous.get(item.id)
+            if last is not None and last is not item and _rival(last, owners)[0] is None:
+                owners.update(dict.fromkeys(_claims(last.resource), last))
+                self.objects[item.id] = last
+                self.outdated.add(item.id)
+
+    def _claimed_before(self, item: AcceptedObject) -> bool:
+        known = self._previous.get(item.id)
+        return known is not None and set(_claims(item.resource)) <= set(_claims(known.resource))
+
+
+def _claims(resource: Resource) -> tuple[str, ...]:
+    """What an object wants for itself alone, as error messages call it."""
+    if isinstance(resource, WorkloadEntry):
+        return tuple(f"address {resource.network}/{item}".replace(" /", " ")
+                     for item in resource.addresses)  # fmt: skip
+    if isinstance(resource, ServiceResource):
+        return tuple(f"address {item}" for item in resource.cluster_ips)
+    if isinstance(resource, NodeResource):
+        return (
+            *(f"node address {item}" for item in resource.internal_addresses),
+            *(f"podCIDR {item}" for item in resource.pod_cidrs),
+        )
+    return ()
+
+
+def _rival(
+    item: AcceptedObject, owners: Mapping[str, AcceptedObject]
+) -> tuple[AcceptedObject | None, str]:
+    """Who owns something that ``item`` claims, and what."""
+    for claim in _claims(item.resource):
+        owner = owners.get(claim)
+        if owner is not None and owner.id != item.id:
+            return owner, claim
+    return None, ""
+
+
+def _conflict(item: AcceptedObject, rival: AcceptedObject, claim: str) -> ResourceError:
+    return ResourceError(
+        item.source,
+        item.id,
+        _claim_field(item.resource),
+        f"{claim} belongs to {rival.id} ({rival.source}); give this one another, or remove one",
+    )
+
+
+def _claim_field(resource: Resource) -> str:
+    if isinstance(resource, WorkloadEntry):
+        return "spec.address"
+    return "spec.clusterIP" if isinstance(resource, ServiceResource) else "spec.podCIDRs"
+
+
+def rebuild(objects: Iterable[tuple[ParsedObject, str]]) -> dict[str, AcceptedObject]:
+    """Accepted objects from what was saved: each with its ``created``."""
+    return {
+        parsed.id: AcceptedObject(
+            id=parsed.id,
+            resource=parsed.resource,
+            source=parsed.source,
+            created=created,
+            data=parsed.data,
+        )
+        for parsed, created in objects
+    }

@@ -1,0 +1,399 @@
+"""Accepted objects to what is served; pure.
+
+A previous result may be given: what a change does not touch is taken over from it, object by
+object, so that one changed policy does not cost a rendering of ten thousand workloads. The result
+is the same with and without it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from metalmesh.constants import (
+    TYPE_ADDRESS,
+    TYPE_AUTHORIZATION,
+    TYPE_NETWORK_POLICY,
+    TYPE_NODE,
+)
+from metalmesh.controlplane.snapshot import Condition, ServedResource, Snapshot, served_resource
+from metalmesh.model.node import Node
+from metalmesh.model.resources import (
+    AuthorizationPolicy,
+    Namespace,
+    NetworkPolicyResource,
+    NodeResource,
+    PeerAuthentication,
+    ServiceResource,
+    WorkloadEntry,
+)
+from metalmesh.model.resources.meta import NAME_LABEL
+from metalmesh.policy.network_policy_compile import (
+    PolicyTarget,
+    TargetIndex,
+    compile_network_policy,
+    port_protocol,
+)
+from metalmesh.policy.peer_authentication import (
+    convert_peer_authentication,
+    inherits_strict,
+    peer_authentication_keys,
+    selects_workloads,
+    strict_authorization,
+)
+from metalmesh.policy.translate import Translation, translate_authorization
+from metalmesh.render.selectors import SelectorIndex
+from metalmesh.render.vips import allocate
+from metalmesh.render.wds import (
+    MeshOptions,
+    render_service,
+    render_workload,
+    workload_uid,
+)
+from metalmesh.xds.authorization import encode_authorization
+from metalmesh.xds.node import encode_network_policy, encode_node
+from metalmesh.xds.wds import address_aliases, encode_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from metalmesh.controlplane.snapshot import AcceptedObject
+    from metalmesh.model.authorization import IPNetwork
+    from metalmesh.model.workload import IPAddress
+
+_T = TypeVar("_T")
+
+_NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputeOptions:
+    """What the result depends on besides the objects."""
+
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    #: ranges from which services without a clusterIP get their addresses
+    service_cidrs: tuple[IPNetwork, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Memo:
+    """A rendered object with the values it was rendered from."""
+
+    inputs: tuple[object, ...]
+    output: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Computation:
+    """What is served, and what it says about the objects."""
+
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    #: object id to its status conditions
+    conditions: Mapping[str, tuple[Condition, ...]] = field(default_factory=dict)
+    #: node name to the (namespace, service account) pairs that live there: what the CA signs for
+    identities: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
+    #: allocated addresses of services, by ``namespace/name``
+    vips: Mapping[str, tuple[IPAddress, ...]] = field(default_factory=dict)
+    memo: Mapping[tuple[str, str], _Memo] = field(default_factory=dict)
+
+
+def compute(
+    objects: Mapping[str, AcceptedObject],
+    options: ComputeOptions,
+    previous: Computation | None = None,
+) -> Computation:
+    """Compute everything that is served from the accepted objects."""
+    return _Run(objects, options, previous or Computation()).result()
+
+
+class _Run:
+    """One computation: the objects by kind, oldest first, and the memory of the last run."""
+
+    def __init__(
+        self,
+        objects: Mapping[str, AcceptedObject],
+        options: ComputeOptions,
+        previous: Computation,
+    ) -> None:
+        self._options = options
+        self._mesh = options.mesh
+        self._root = options.mesh.root_namespace
+        self._previous = previous
+        self._memo: dict[tuple[str, str], _Memo] = {}
+        by_kind: dict[type, list[Any]] = defaultdict(list)
+        for item in sorted(objects.values(), key=lambda item: item.age):
+            by_kind[type(item.resource)].append(item.resource)
+        self._namespaces: dict[str, Namespace] = {
+            item.meta.name: item for item in by_kind[Namespace]
+        }
+        self._nodes: list[NodeResource] = by_kind[NodeResource]
+        self._services: list[ServiceResource] = by_kind[ServiceResource]
+        self._entries: list[WorkloadEntry] = by_kind[WorkloadEntry]
+        self._peers: list[PeerAuthentication] = by_kind[PeerAuthentication]
+        self._policies: list[AuthorizationPolicy] = by_kind[AuthorizationPolicy]
+        self._network_policies: list[NetworkPolicyResource] = by_kind[NetworkPolicyResource]
+
+    def result(self) -> Computation:
+        translations = {
+            policy.meta.key: self._remember(
+                "AuthorizationPolicy",
+                policy.meta.key,
+                (policy, self._root),
+                lambda policy=policy: translate_authorization(policy, self._root),
+            )
+            for policy in self._policies
+        }
+        vips = self._allocate()
+        types = {
+            TYPE_AUTHORIZATION: self._authorizations(translations),
+            TYPE_NODE: self._serve_nodes(),
+            TYPE_NETWORK_POLICY: self._serve_network_policies(),
+            TYPE_ADDRESS: self._addresses(translations, vips),
+        }
+        return Computation(
+            snapshot=Snapshot(MappingProxyType(types)),
+            conditions={
+                f"AuthorizationPolicy {key}": (_condition(item),)
+                for key, item in translations.items()
+            },
+            identities=self._identities(),
+            vips=vips,
+            memo=self._memo,
+        )
+
+    # --- memory ------------------------------------------------------------------------------
+
+    def _remember(self, kind: str, key: str, inputs: tuple[object, ...], make: Any) -> Any:
+        """``make()``, or its last result when every input is the very same value."""
+        last = self._previous.memo.get((kind, key))
+        if last is None or not _same(last.inputs, inputs):
+            last = _Memo(inputs, make())
+        self._memo[kind, key] = last
+        return last.output
+
+    def _shared(self, kind: str, key: str, items: Sequence[_T]) -> tuple[_T, ...]:
+        """The sequence as a tuple that is the last run's own when its items are the same."""
+        last = self._previous.memo.get((kind, key))
+        found = tuple(items)
+        if last is not None and _same(last.inputs, found):
+            found = last.output
+        self._memo[kind, key] = _Memo(found, found)
+        return found
+
+    # --- policies ----------------------------------------------------------------------------
+
+    def _authorizations(self, translations: Mapping[str, Translation]) -> dict[str, ServedResource]:
+        policies = [
+            item.authorization for item in translations.values() if item.authorization is not None
+        ]
+        if self._peers:
+            policies.append(strict_authorization(self._root))
+        for peer in self._peers:
+            if not selects_workloads(peer) or peer.meta.namespace == self._root:
+                continue
+            inherited = inherits_strict(self._peers, self._root, peer.meta.namespace)
+            converted = convert_peer_authentication(peer, inherited=inherited)
+            if converted is not None:
+                policies.append(converted)
+        return {
+            policy.key: served_resource(policy.key, encode_authorization(policy))
+            for policy in policies
+        }
+
+    def _serve_nodes(self) -> dict[str, ServedResource]:
+        nodes = (
+            Node(name=item.meta.name, addresses=item.internal_addresses, pod_cidrs=item.pod_cidrs)
+            for item in self._nodes
+        )
+        return {node.name: served_resource(node.name, encode_node(node)) for node in nodes}
+
+    def _serve_network_policies(self) -> dict[str, ServedResource]:
+        """All anew when any policy, workload or namespace changed; else the last run's."""
+        inputs = (
+            self._shared("all", "network policies", self._network_policies),
+            self._shared("all", "entries", self._entries),
+            self._shared("all", "namespaces", list(self._namespaces.values())),
+        )
+        served: dict[str, ServedResource] = self._remember(
+            "all", "compiled", inputs, self._compile_network_policies
+        )
+        return served
+
+    def _compile_network_policies(self) -> dict[str, ServedResource]:
+        if not self._network_policies:
+            return {}
+        index = TargetIndex(
+            map(self._target, self._entries),
+            {entry.meta.namespace: self._labels(entry.meta.namespace) for entry in self._entries},
+        )
+        placement = {workload_uid(entry, self._mesh): entry.node for entry in self._entries}
+        served = {}
+        for policy in self._network_policies:
+            compiled = compile_network_policy(policy, index)
+            nodes = frozenset(placement[item.uid] for item in compiled.selected) - {""}
+            served[compiled.key] = served_resource(
+                compiled.key, encode_network_policy(compiled), nodes=nodes
+            )
+        return served
+
+    def _target(self, entry: WorkloadEntry) -> PolicyTarget:
+        return PolicyTarget(
+            uid=workload_uid(entry, self._mesh),
+            namespace=entry.meta.namespace,
+            labels=entry.labels,
+            addresses=entry.addresses,
+            ports={name: (port_protocol(name), port) for name, port in entry.ports.items()},
+        )
+
+    # --- workloads and services --------------------------------------------------------------
+
+    def _allocate(self) -> dict[str, tuple[IPAddress, ...]]:
+        needing = [
+            item.meta.key for item in self._services if not item.headless and not item.cluster_ips
+        ]
+        taken = {address for item in self._services for address in item.cluster_ips}
+        taken.update(address for entry in self._entries for address in entry.addresses)
+        return allocate(needing, self._options.service_cidrs, taken, self._previous.vips)
+
+    def _addresses(
+        self,
+        translations: Mapping[str, Translation],
+        vips: Mapping[str, tuple[IPAddress, ...]],
+    ) -> dict[str, ServedResource]:
+        served = {}
+        for service in self._services:
+            resource = self._serve_service(service, vips.get(service.meta.key, ()))
+            served[resource.name] = resource
+        by_namespace: dict[str, list[WorkloadEntry]] = defaultdict(list)
+        for entry in self._entries:
+            by_namespace[entry.meta.namespace].append(entry)
+        for namespace, entries in by_namespace.items():
+            view = self._view(namespace, translations)
+            for entry in entries:
+                resource = self._remember(
+                    "WorkloadEntry",
+                    entry.meta.key,
+                    (entry, view, self._mesh),
+                    lambda entry=entry, view=view: view.serve(entry),
+                )
+                served[resource.name] = resource
+        return served
+
+    def _serve_service(
+        self, service: ServiceResource, allocated: tuple[IPAddress, ...]
+    ) -> ServedResource:
+        namespace = self._namespaces.get(service.meta.namespace)
+        # allocations are compared by value: they are tuples made anew by every run
+        last = self._previous.vips.get(service.meta.key, ())
+        allocated = last if last == allocated else allocated
+
+        def make() -> ServedResource:
+            annotations = namespace.meta.annotations if namespace else _NO_LABELS
+            rendered = render_service(service, allocated, annotations, self._mesh)
+            return served_resource(
+                rendered.key, encode_address(rendered), address_aliases(rendered)
+            )
+
+        inputs = (service, namespace, self._mesh, *allocated)
+        served: ServedResource = self._remember("Service", service.meta.key, inputs, make)
+        return served
+
+    def _view(self, namespace: str, translations: Mapping[str, Translation]) -> _NamespaceView:
+        """What rendering the workloads of one namespace depends on; the same one if unchanged."""
+        local = (namespace, self._root)
+        inputs = (
+            self._namespaces.get(namespace),
+            self._mesh,
+            self._shared(
+                "services of", namespace,
+                [item for item in self._services if item.meta.namespace == namespace],
+            ),
+            self._shared(
+                "policies of", namespace,
+                [item for item in self._policies if item.meta.namespace in local],
+            ),
+            self._shared(
+                "peers of", namespace,
+                [item for item in self._peers if item.meta.namespace in local],
+            ),
+        )  # fmt: skip
+        view: _NamespaceView = self._remember(
+            "view of",
+            namespace,
+            inputs,
+            lambda: _NamespaceView(
+                namespace, self._labels(namespace), self._mesh, inputs[2], inputs[3], inputs[4],
+                translations,
+            ),
+        )  # fmt: skip
+        return view
+
+    def _labels(self, namespace: str) -> Mapping[str, str]:
+        found = self._namespaces.get(namespace)
+        return found.labels if found else {NAME_LABEL: namespace}
+
+    def _identities(self) -> dict[str, frozenset[tuple[str, str]]]:
+        found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        for entry in self._entries:
+            if entry.node:
+                found[entry.node].add((entry.meta.namespace, entry.service_account))
+        return {node: frozenset(pairs) for node, pairs in found.items()}
+
+
+class _NamespaceView:
+    """Services and policies that can select a workload of one namespace."""
+
+    def __init__(
+        self,
+        namespace: str,
+        labels: Mapping[str, str],
+        mesh: MeshOptions,
+        services: Iterable[ServiceResource],
+        policies: Iterable[AuthorizationPolicy],
+        peers: Sequence[PeerAuthentication],
+        translations: Mapping[str, Translation],
+    ) -> None:
+        self._namespace = namespace
+        self._labels = labels
+        self._mesh = mesh
+        # a service without a selector has no workloads of ours
+        self._services = SelectorIndex((item.selector, item) for item in services if item.selector)
+        self._policies = SelectorIndex(
+            (item.selector.match_labels, item.meta.key)
+            for item in policies
+            if item.selector is not None
+            and not item.selector.empty
+            and translations[item.meta.key].authorization is not None
+        )
+        self._peers = peers
+
+    def serve(self, entry: WorkloadEntry) -> ServedResource:
+        """Render one workload."""
+        keys = sorted(self._policies.select(entry.labels))
+        keys += peer_authentication_keys(
+            self._peers, self._mesh.root_namespace, self._namespace, entry.labels
+        )
+        services = self._services.select(entry.labels)
+        workload = render_workload(entry, self._labels, services, keys, self._mesh)
+        return served_resource(
+            workload.uid,
+            encode_address(workload),
+            address_aliases(workload),
+            tuple(workload.services),
+        )
+
+
+def _same(one: Sequence[object], other: Sequence[object]) -> bool:
+    """Whether both hold the very same values: identity, which is cheap and never wrong."""
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _condition(translation: Translation) -> Condition:
+    return Condition(
+        type=translation.condition,
+        status=translation.accepted,
+        reason=translation.reason,
+        message=translation.message,
+    )

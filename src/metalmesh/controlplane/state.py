@@ -1,0 +1,111 @@
+"""The control plane's own files: last good objects, allocated addresses, status, token key."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from metalmesh.controlplane.admission import rebuild
+from metalmesh.controlplane.snapshot import AcceptedObject
+from metalmesh.errors import ResourceError, StoreError
+from metalmesh.model.resources import ParsedObject, parse_object
+from metalmesh.pki.keys import key_to_pem, make_key, parse_key
+from metalmesh.service.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from metalmesh.model.workload import IPAddress
+
+_OBJECTS: Final = "accepted.json"
+_VIPS: Final = "service-addresses.json"
+_STATUS: Final = "status.json"
+_TOKEN_KEY: Final = "node-token-key.pem"  # noqa: S105 - a file's name
+_MODE: Final = 0o600
+_MODE_STATUS: Final = 0o644
+
+Vips = "Mapping[str, tuple[IPAddress, ...]]"
+
+
+class StateDirectory:
+    """Files below one directory; every write is atomic."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._written: dict[str, bytes] = {}
+
+    def load_objects(self) -> tuple[dict[str, AcceptedObject], list[ResourceError]]:
+        """What was in force when the service last ran, and what of it no longer parses."""
+        items: list[tuple[ParsedObject, str]] = []
+        errors: list[ResourceError] = []
+        for entry in self._load(_OBJECTS, []):
+            for found in parse_object(entry["data"], entry["source"]):
+                if isinstance(found, ResourceError):
+                    errors.append(found)
+                else:
+                    items.append((found, entry["created"]))
+        return rebuild(items), errors
+
+    def save_objects(self, objects: Mapping[str, AcceptedObject]) -> None:
+        """Remember what is in force."""
+        entries = [
+            {"source": item.source, "created": item.created, "data": item.data}
+            for item in sorted(objects.values(), key=lambda item: item.id)
+        ]
+        self._save(_OBJECTS, entries, _MODE)
+
+    def load_vips(self) -> dict[str, tuple[IPAddress, ...]]:
+        """Allocated service addresses."""
+        return {
+            key: tuple(map(ipaddress.ip_address, texts))
+            for key, texts in self._load(_VIPS, {}).items()
+        }
+
+    def save_vips(self, vips: Mapping[str, tuple[IPAddress, ...]]) -> None:
+        """Remember allocated service addresses."""
+        self._save(_VIPS, {key: list(map(str, item)) for key, item in vips.items()}, _MODE)
+
+    def save_status(self, status: Mapping[str, Any]) -> None:
+        """Publish the status of every object, for people and tools on this machine."""
+        self._save(_STATUS, status, _MODE_STATUS)
+
+    def token_key(self) -> ec.EllipticCurvePrivateKey:
+        """The key that signs node tokens; made at first use."""
+        path = self.directory / _TOKEN_KEY
+        try:
+            pem = path.read_bytes()
+        except FileNotFoundError:
+            key = make_key()
+            self._write(_TOKEN_KEY, key_to_pem(key).encode(), _MODE)
+            return key
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}; give the service read access") from error
+        found = parse_key(pem, str(path))
+        if not isinstance(found, ec.EllipticCurvePrivateKey) or found.curve.name != "secp256r1":
+            raise StoreError(f"{path}: not an ECDSA P-256 key; remove it, and nodes join again")
+        return found
+
+    def _load(self, name: str, default: Any) -> Any:
+        path = self.directory / name
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return default
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: cannot be read ({error}); restore or remove it") from error
+
+    def _save(self, name: str, value: Any, mode: int) -> None:
+        data = json.dumps(value, indent=1).encode()
+        if self._written.get(name) != data:
+            self._write(name, data, mode)
+            self._written[name] = data
+
+    def _write(self, name: str, data: bytes, mode: int) -> None:
+        try:
+            write_atomic(self.directory / name, data, mode)
+        except OSError as error:
+            raise StoreError(f"{self.directory / name}: cannot be written: {error}") from error
