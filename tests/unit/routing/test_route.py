@@ -1,0 +1,346 @@
+"""Where connections go (istio-facts 2.10, 6.1, 6.2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from metalmesh.model.service import LoadBalancing, LoadBalancingMode, Scope, Service
+from metalmesh.model.workload import (
+    GatewayAddress,
+    Locality,
+    NamespacedHostname,
+    NetworkAddress,
+    NetworkCidr,
+    TunnelProtocol,
+    Workload,
+)
+from metalmesh.routing.endpoints import choose_address
+from metalmesh.routing.route import Route, RouteKind, find_route, narrow
+from metalmesh.routing.state import MeshState
+
+IP = ip_address
+VIP = IP("10.96.0.10")
+CART = "shop/cart.shop.svc.cluster.local"
+SPIFFE = "spiffe://cluster.local/ns/shop/sa/cart"
+
+
+def workload(uid: str, *addresses: str, **changes: object) -> Workload:
+    values = {
+        "uid": uid,
+        "name": uid,
+        "namespace": "shop",
+        "service_account": "cart",
+        "addresses": tuple(map(IP, addresses)),
+        "protocol": TunnelProtocol.HBONE,
+        **changes,
+    }
+    return Workload(**values)  # type: ignore[arg-type]
+
+
+def service(**changes: object) -> Service:
+    values = {
+        "name": "cart",
+        "namespace": "shop",
+        "hostname": "cart.shop.svc.cluster.local",
+        "vips": (NetworkAddress("", VIP),),
+        "ports": {80: 8080},
+        **changes,
+    }
+    return Service(**values)  # type: ignore[arg-type]
+
+
+CLIENT = workload("client", "10.244.1.5", node="n1", locality=Locality("r1", "z1", "s1"))
+CART1 = workload("cart-1", "10.244.2.1", "fd00::21", services={CART: {}})
+CART2 = workload("cart-2", "10.244.2.2", services={CART: {80: 9090}}, capacity=3)
+
+
+def mesh(*items: Workload | Service) -> MeshState:
+    state = MeshState()
+    named = {item.uid if isinstance(item, Workload) else item.key: item for item in items}
+    state.apply_addresses({CLIENT.uid: CLIENT, **named})
+    return state
+
+
+def route(state: MeshState, address: str | object, port: int = 80) -> Route:
+    return find_route(state, CLIENT, IP(str(address)), port)
+
+
+def dialled(found: Route) -> list[tuple[str, str]]:
+    return [(hop.address, hop.authority) for hop in found.hops]
+
+
+# --- workloads -------------------------------------------------------------------------------
+def test_meshed_workload_is_reached_by_hbone() -> None:
+    found = route(mesh(CART1), "10.244.2.1", 8080)
+    assert found.kind is RouteKind.HBONE
+    assert dialled(found) == [("10.244.2.1:15008", "10.244.2.1:8080")]
+    assert found.hops[0].identities == (SPIFFE,)
+
+
+def test_ipv6_destinations_are_bracketed() -> None:
+    found = route(mesh(CART1), "fd00::21", 8080)
+    assert dialled(found) == [("[fd00::21]:15008", "[fd00::21]:8080")]
+
+
+def test_workload_outside_the_mesh_is_reached_plainly() -> None:
+    outside = replace(CART1, protocol=TunnelProtocol.NONE)
+    found = route(mesh(outside), "10.244.2.1", 8080)
+    assert found.kind is RouteKind.TCP
+    assert dialled(found) == [("10.244.2.1:8080", "")]
+    assert found.hops[0].identities == ()
+
+
+def test_unhealthy_workload_is_reached_when_addressed_directly() -> None:
+    """istio-facts 6.2: status is ignored then."""
+    assert route(mesh(replace(CART1, healthy=False)), "10.244.2.1").kind is RouteKind.HBONE
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param(mesh(), id="unknown"),
+        pytest.param(mesh(replace(CART1, host_network=True)), id="host network"),
+        pytest.param(mesh(replace(CART1, network="net2")), id="other network"),
+    ],
+)
+def test_what_is_not_in_the_mesh_passes_through(state: MeshState) -> None:
+    assert route(state, "10.244.2.1") == Route(kind=RouteKind.PASSTHROUGH)
+
+
+def test_workloads_sharing_an_address_are_ranked() -> None:
+    """istio-facts 3.5: HBONE pod, pod, HBONE, anything."""
+    ranked = [
+        replace(CART1, uid="plain", protocol=TunnelProtocol.NONE),
+        replace(CART1, uid="hbone"),
+        replace(CART1, uid="c//Pod/shop/plain", protocol=TunnelProtocol.NONE),
+        replace(CART1, uid="c//Pod/shop/hbone"),
+    ]
+    state = mesh(*ranked)
+    for expected in reversed(ranked):
+        assert state.workload_at("", IP("10.244.2.1")) == expected
+        state.apply_addresses({}, [expected.uid])
+    assert state.workload_at("", IP("10.244.2.1")) is None
+
+
+@pytest.mark.parametrize("port", [15001, 15006, 15008])
+def test_proxy_never_calls_itself(port: int) -> None:
+    found = route(mesh(), "127.0.0.2", port)
+    assert found.error == "attempted recursive call to ourselves"
+
+
+# --- services --------------------------------------------------------------------------------
+def test_service_leads_to_its_endpoints_with_their_ports_and_weights() -> None:
+    """The endpoint's own port map wins over the service's target port."""
+    found = route(mesh(service(), CART1, CART2), VIP)
+    assert dialled(found) == [
+        ("10.244.2.1:15008", "10.244.2.1:8080"),
+        ("10.244.2.2:15008", "10.244.2.2:9090"),
+    ]
+    assert [hop.weight for hop in found.hops] == [1, 3]
+    assert found.service is not None
+    assert found.service.key == CART
+
+
+def test_endpoints_may_come_before_their_service() -> None:
+    state = mesh(CART1)
+    assert list(state.staged_endpoints()) == [CART]
+    assert route(state, VIP).kind is RouteKind.PASSTHROUGH
+    state.apply_addresses({CART: service()})
+    assert state.staged_endpoints() == {}
+    assert route(state, VIP).kind is RouteKind.HBONE
+
+
+def test_replaced_workload_leaves_no_trace() -> None:
+    state = mesh(service(), CART1)
+    state.apply_addresses({"cart-1": replace(CART1, addresses=(IP("10.244.2.9"),), services={})})
+    assert state.workload_at("", IP("10.244.2.1")) is None
+    assert state.endpoints == {}
+    state.apply_addresses({}, ["cart-1", CART])
+    assert list(state.workloads) == ["client"]
+    assert state.services == {}
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        pytest.param([service()], id="no endpoints"),
+        pytest.param([service(), replace(CART1, healthy=False)], id="unhealthy"),
+        pytest.param([service(), replace(CART1, addresses=())], id="no address"),
+        pytest.param([service(), replace(CART1, network="net2")], id="other network"),
+        pytest.param([service(), replace(CART1, capacity=0)], id="no capacity"),
+        pytest.param([service(ports={80: 0}), CART1], id="named port it does not have"),
+        pytest.param([service(ports={443: 8443}), CART1], id="other port"),
+        pytest.param([service(ip_families="IPv6"), CART2], id="other family"),
+    ],
+)
+def test_service_without_usable_endpoint_is_an_error(items: list[Workload | Service]) -> None:
+    """istio-facts 6.1: never passthrough."""
+    found = route(mesh(*items), VIP)
+    assert (found.kind, found.error) == (RouteKind.ERROR, "no healthy upstream: 10.96.0.10:80")
+
+
+def test_unhealthy_endpoints_serve_when_all_are_allowed() -> None:
+    allowing = service(load_balancing=LoadBalancing(allow_unhealthy=True))
+    assert route(mesh(allowing, replace(CART1, healthy=False)), VIP).kind is RouteKind.HBONE
+
+
+def test_named_port_uses_the_endpoints_own() -> None:
+    found = route(mesh(service(ports={80: 0}), CART1, CART2), VIP)
+    assert dialled(found) == [("10.244.2.2:15008", "10.244.2.2:9090")]
+
+
+def test_passthrough_service_goes_where_the_client_wanted() -> None:
+    balancing = LoadBalancing(LoadBalancingMode.PASSTHROUGH)
+    found = route(mesh(service(load_balancing=balancing), CART1), VIP)
+    assert (found.kind, found.hops) == (RouteKind.PASSTHROUGH, ())
+
+
+def test_extra_identities_of_a_service_are_accepted() -> None:
+    extra = "spiffe://cluster.local/ns/shop/sa/other"
+    named = service(subject_alt_names=(extra, SPIFFE, "cart.example.org"))
+    found = route(mesh(named, CART1), VIP)
+    assert found.hops[0].identities == (SPIFFE, extra)
+
+
+def test_service_of_the_clients_namespace_wins() -> None:
+    """istio-facts 6.1: own namespace, then canonical; private ones are for their own."""
+    other = service(namespace="other", hostname="other.example", canonical=True)
+    hidden = service(namespace="hidden", hostname="hidden.example", private=True, canonical=True)
+    state = mesh(other, hidden, service())
+    assert state.service_at("", VIP, "shop") == service()
+    assert state.service_at("", VIP, "jobs") == other
+    assert state.service_at("", VIP, "hidden") == hidden
+
+
+def test_longest_range_serves_addresses_without_service_of_their_own() -> None:
+    wide = service(
+        hostname="wide", vips=(), cidr_vips=(NetworkCidr("", ip_network("10.96.0.0/16")),)
+    )
+    narrow_range = service(
+        hostname="narrow", vips=(), cidr_vips=(NetworkCidr("", ip_network("10.96.0.0/24")),)
+    )
+    state = mesh(wide, narrow_range, service())
+    assert state.service_at("", VIP, "shop") == service()
+    assert state.service_at("", IP("10.96.0.11"), "shop") == narrow_range
+    assert state.service_at("", IP("10.96.1.1"), "shop") == wide
+    assert state.service_at("", IP("fd00::1"), "shop") is None
+
+
+def test_mixed_endpoints_are_narrowed_by_weight() -> None:
+    outside = replace(CART2, protocol=TunnelProtocol.NONE)
+    found = route(mesh(service(), CART1, outside), VIP)
+    assert found.kind is RouteKind.MIXED
+    assert narrow(found, 0.24).kind is RouteKind.HBONE
+    assert dialled(narrow(found, 0.25)) == [("10.244.2.2:9090", "")]
+    assert narrow(narrow(found, 0.9), 0.0).kind is RouteKind.TCP
+
+
+# --- load balancing ----------------------------------------------------------------------------
+NEAR = replace(CART1, uid="near", node="n1", locality=Locality("r1", "z1", "s1"))
+ZONE = replace(CART1, uid="zone", node="n2", locality=Locality("r1", "z1", "s2"))
+REGION = replace(CART1, uid="region", node="n3", locality=Locality("r1", "z2", "s1"))
+FAR = replace(CART1, uid="far", node="n1", locality=Locality("r2", "z1", "s1"))
+LOCALITY = (Scope.REGION, Scope.ZONE, Scope.SUBZONE)
+
+
+@pytest.mark.parametrize(
+    ("mode", "preferences", "endpoints", "expected"),
+    [
+        pytest.param("Failover", LOCALITY, [NEAR, ZONE, REGION, FAR], ["near"], id="all match"),
+        pytest.param("Failover", LOCALITY, [ZONE, REGION, FAR], ["zone"], id="best prefix"),
+        pytest.param("Failover", LOCALITY, [REGION, FAR], ["region"], id="first mismatch stops"),
+        pytest.param("Failover", LOCALITY, [FAR], ["far"], id="anything rather than nothing"),
+        pytest.param("Strict", (Scope.NODE,), [NEAR, ZONE, FAR], ["far", "near"], id="node"),
+        pytest.param("Strict", (Scope.NODE,), [ZONE], [], id="no endpoint on the node"),
+        pytest.param("Strict", LOCALITY, [ZONE, REGION], [], id="strict wants them all"),
+        pytest.param("Standard", LOCALITY, [NEAR, FAR], ["far", "near"], id="standard"),
+        pytest.param("Failover", (Scope.CLUSTER,), [NEAR, FAR], ["far", "near"], id="cluster"),
+        pytest.param(
+            "Failover", (Scope.NETWORK, Scope.REGION), [NEAR, FAR], ["near"], id="network first"
+        ),
+    ],
+)
+def test_preferences_choose_endpoints(
+    mode: str, preferences: tuple[Scope, ...], endpoints: list[Workload], expected: list[str]
+) -> None:
+    balancing = LoadBalancing(LoadBalancingMode(mode), preferences)
+    found = route(mesh(service(load_balancing=balancing), *endpoints), VIP)
+    assert sorted(hop.workload.uid for hop in found.hops) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "families", "expected"),
+    [
+        ("fd00::21", "", "fd00::21"),
+        ("10.96.0.10", "", "10.244.2.1"),
+        ("fd00::96", "", "fd00::21"),
+        ("fd00::96", "IPv4", "10.244.2.1"),
+        ("10.96.0.10", "IPv6", "fd00::21"),
+        ("10.96.0.10", "Dual", "10.244.2.1"),
+    ],
+)
+def test_address_of_the_clients_family_is_preferred(
+    wanted: str, families: str, expected: str
+) -> None:
+    assert choose_address(CART1, IP(wanted), families) == IP(expected)
+    assert choose_address(replace(CART1, addresses=()), IP(wanted), families) is None
+
+
+# --- waypoints -----------------------------------------------------------------------------------
+WAYPOINT_KEY = NamespacedHostname("shop", "wp.shop.svc.cluster.local")
+WAYPOINT_SERVICE = service(
+    name="wp",
+    hostname="wp.shop.svc.cluster.local",
+    vips=(NetworkAddress("", IP("10.96.0.20")),),
+    ports={15008: 15008},
+    subject_alt_names=("spiffe://cluster.local/ns/shop/sa/wp-alt",),
+)
+WAYPOINT = workload(
+    "wp-1", "10.244.3.1", service_account="wp", services={str(WAYPOINT_KEY): {15008: 15008}}
+)
+BY_NAME = GatewayAddress(WAYPOINT_KEY, 15008)
+BY_VIP = GatewayAddress(NetworkAddress("", IP("10.96.0.20")), 15008)
+BY_ADDRESS = GatewayAddress(NetworkAddress("", IP("10.244.3.1")), 15008)
+
+
+@pytest.mark.parametrize("gateway", [BY_NAME, BY_VIP, BY_ADDRESS], ids=["name", "vip", "address"])
+def test_service_with_waypoint_is_reached_through_it(gateway: GatewayAddress) -> None:
+    """istio-facts 2.1: the authority is the address as the application dialled it."""
+    state = mesh(service(waypoint=gateway), CART1, WAYPOINT_SERVICE, WAYPOINT)
+    found = route(state, VIP)
+    assert found.kind is RouteKind.HBONE
+    assert dialled(found) == [("10.244.3.1:15008", "10.96.0.10:80")]
+    assert found.hops[0].identities[0] == "spiffe://cluster.local/ns/shop/sa/wp"
+    assert found.service is not None
+    assert found.service.key == CART
+
+
+def test_workload_waypoint_is_used_when_the_workload_is_addressed() -> None:
+    """istio-facts 2.10, 5: not when the service was."""
+    cart = replace(CART1, waypoint=BY_NAME)
+    state = mesh(service(), cart, WAYPOINT_SERVICE, WAYPOINT)
+    assert dialled(route(state, "10.244.2.1", 8080)) == [("10.244.3.1:15008", "10.244.2.1:8080")]
+    assert dialled(route(state, VIP)) == [("10.244.2.1:15008", "10.244.2.1:8080")]
+
+
+def test_waypoint_is_not_sent_through_itself() -> None:
+    cart = replace(CART1, waypoint=BY_NAME)
+    state = mesh(cart, WAYPOINT_SERVICE, WAYPOINT)
+    found = find_route(state, WAYPOINT, IP("10.244.2.1"), 8080)
+    assert dialled(found) == [("10.244.2.1:15008", "10.244.2.1:8080")]
+
+
+@pytest.mark.parametrize(
+    ("items", "error"),
+    [
+        ([], "unknown waypoint: shop/wp.shop.svc.cluster.local"),
+        ([WAYPOINT_SERVICE], "no healthy upstream: waypoint shop/wp.shop.svc.cluster.local"),
+    ],
+    ids=["service unknown", "no workload"],
+)
+def test_missing_waypoint_fails_closed(items: list[Workload | Service], error: str) -> None:
+    found = route(mesh(service(waypoint=BY_NAME), CART1, *items), VIP)
+    assert (found.kind, found.error) == (RouteKind.ERROR, error)
