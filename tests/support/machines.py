@@ -25,6 +25,11 @@ from tests.support.netns import Netns
 from tests.support.waits import WAITS, wait_until
 
 
+def netns_unit(netns: str) -> str:
+    """The unit that makes a workload's namespace."""
+    return f"metalmesh-netns@{netns}.service"
+
+
 class Machine:
     """One node of the lab."""
 
@@ -97,6 +102,14 @@ class Machine:
     def restart(self, unit: str) -> None:
         """Restart a unit; returns when systemd says that it is up again."""
         self.sh(f"systemctl restart {unit}")
+
+    def start_workload(self, netns: str) -> None:
+        """Make a workload's namespace."""
+        self.sh(f"systemctl start {netns_unit(netns)}")
+
+    def stop_workload(self, netns: str) -> None:
+        """Remove a workload's namespace."""
+        self.sh(f"systemctl stop {netns_unit(netns)}")
 
     def unit(self, unit: str, *properties: str) -> dict[str, str]:
         """Properties of a unit."""

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from metalmesh import constants
-from tests.support.machines import Journal, Machine, Machines
+from tests.support.machines import Journal, Machine, Machines, netns_unit
 from tests.support.netns import Netns, in_netns
 from tests.support.waits import WAITS, wait_until
 
@@ -54,7 +54,7 @@ class Workload:
     @property
     def unit(self) -> str:
         """The unit that makes its network namespace."""
-        return f"metalmesh-netns@{self.netns_name}.service"
+        return netns_unit(self.netns_name)
 
     @property
     def spec_path(self) -> str:
@@ -150,11 +150,11 @@ class Mesh:
             yaml.safe_dump(dict(workload.entry), sort_keys=False),
         )
         self.apply(workload.entry)
-        workload.node.sh(f"systemctl start {workload.unit}")
+        workload.node.start_workload(workload.netns_name)
 
     def remove_workload(self, workload: Workload) -> None:
         """Undo ``add_workload``, as far as it came."""
-        workload.node.sh(f"systemctl stop {workload.unit}")
+        workload.node.stop_workload(workload.netns_name)
         self.delete(workload.entry)
         workload.node.path(workload.spec_path).unlink(missing_ok=True)
 
