@@ -1,0 +1,115 @@
+"""Log lines of a data worker: Istio's plain or JSON form, one write per turn of the loop.
+
+A log that does not take lines (a stuck journal) must not stop traffic: writing never blocks,
+and what finds no room is counted and dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LEVELS: Final = {"trace": 0, "debug": 1, "info": 2, "warn": 3, "error": 4, "off": 9}
+_MAX_PENDING_BYTES: Final = 1 << 20
+
+#: a field: name, value, and whether plain form quotes it (addresses and numbers are bare)
+Field = tuple[str, str, bool]
+
+
+class LogWriter:
+    """Formats lines and writes those of a turn together."""
+
+    def __init__(self, fd: int = 2) -> None:
+        self._fd = fd
+        self._lines: list[str] = []
+        self._pending = b""
+        self._second = -1
+        self._stamp = ""
+        self._socket = _socket_of(fd)
+        self._json = False
+        self.threshold = LEVELS["info"]
+        self.dropped = 0
+
+    def configure(self, level: str, log_format: str) -> None:
+        """Level by name, form ``plain`` or ``json``."""
+        self.set_level(level)
+        self._json = log_format == "json"
+
+    def set_level(self, level: str) -> None:
+        """Unknown levels count as info; the main process has checked its configuration."""
+        self.threshold = LEVELS.get(level, LEVELS["info"])
+
+    def wants(self, level: str) -> bool:
+        """Whether lines of this level are written."""
+        return LEVELS[level] >= self.threshold
+
+    def line(self, level: str, target: str, message: str, fields: Iterable[Field] = ()) -> None:
+        """Queue one line."""
+        if LEVELS[level] < self.threshold:
+            return
+        if self._json:
+            body = {"level": level, "time": self._timestamp(), "scope": target, "message": message}
+            body.update((name, value) for name, value, _ in fields)
+            self._lines.append(json.dumps(body))
+            return
+        text = " ".join(
+            f"{name}={_quote(value)}" if quoted else f"{name}={value}"
+            for name, value, quoted in fields
+        )
+        self._lines.append(f"{self._timestamp()}\t{level}\t{target}\t{message}\t{text}")
+
+    def _timestamp(self) -> str:
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._stamp}.{int((now - second) * 1_000_000):06d}Z"
+
+    def flush(self) -> None:
+        """Write what was queued, as far as the descriptor takes it."""
+        if not self._lines and not self._pending:
+            return
+        self._lines.append("")
+        data = self._pending + "\n".join(self._lines).encode(errors="replace")
+        self._lines.clear()
+        rest = data[self._write(data) :]
+        if len(rest) > _MAX_PENDING_BYTES:
+            self.dropped += rest.count(b"\n")
+            rest = b""
+        self._pending = rest
+
+    def _write(self, data: bytes) -> int:
+        try:
+            if self._socket is not None:
+                return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError:  # nobody reads the log any more: there is nowhere to say so
+            self.dropped += data.count(b"\n")
+            return len(data)
+
+
+def _socket_of(fd: int) -> socket.socket | None:
+    """The journal gives services a socket, which takes MSG_DONTWAIT without changing a flag
+    that other processes with the same descriptor would see."""
+    try:
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return socket.socket(fileno=os.dup(fd))
+    except OSError:
+        return None
+    return None
+
+
+def _quote(value: str) -> str:
+    if '"' in value or "\\" in value or "\n" in value:
+        return json.dumps(value)
+    return f'"{value}"'

@@ -1,0 +1,291 @@
+"""HBONE over a TLS socket: decrypt into the mux, encrypt what it says, once per turn.
+
+``SSLObject`` on two memory BIOs, because the records of a whole batch then cost one ``recv``
+or ``send``; an ``SSLSocket`` makes three system calls per record and is a third dearer.
+"""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from metalmesh.hbone import frames as fr
+from metalmesh.hbone.mux import Mux
+from metalmesh.ztunnel.worker.certificates import CIPHER_SUITES
+from metalmesh.ztunnel.worker.loop import ERROR, HANGUP, READ, READ_HANGUP, WRITE
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from metalmesh.hbone.frames import Limits
+    from metalmesh.ztunnel.worker.loop import Loop, Timer
+
+#: ciphertext the socket has not taken: above the first streams stop sending, below the second
+#: they go on; above the third the peer reads nothing and asks for answers all the time
+HIGH_BYTES: Final = 1 << 20
+LOW_BYTES: Final = 256 << 10
+_LIMIT_BYTES: Final = 16 << 20
+#: at most this many views go to one ``sendmsg`` (IOV_MAX is 1024)
+_MAX_VIEWS: Final = 512
+
+HANDSHAKE_SECONDS: Final = 10.0
+
+
+class TlsFailedError(Exception):
+    """The handshake, or what the peer proved in it, is no good; ``identity`` tells which."""
+
+    def __init__(self, message: str, *, identity: bool = False) -> None:
+        self.identity = identity
+        super().__init__(message)
+
+
+class TlsConnection(Mux):
+    """One HBONE connection; subclasses are the server's and the client's ends."""
+
+    __slots__ = (
+        "_cipher_in",
+        "_cipher_out",
+        "_events",
+        "_keepalive",
+        "_loop",
+        "_queue",
+        "_read",
+        "_sock",
+        "_write",
+        "handshaking",
+        "tls",
+    )
+
+    def __init__(self, loop: Loop, sock: socket.socket, limits: Limits, *, client: bool) -> None:
+        super().__init__(client=client, limits=limits, shared=loop.shared)
+        self._loop = loop
+        self._sock = sock
+        self._events = 0
+        self._queue: list[bytes | memoryview] = []
+        self._keepalive: Timer | None = None
+        self.handshaking = True
+
+    # --- filled in by the ends
+    def on_secured(self) -> None:
+        """The handshake is over; raise TlsFailedError if the peer is not acceptable."""
+        raise NotImplementedError
+
+    def on_lost(self, error: str, *, identity: bool) -> None:
+        """The connection ended (``error`` "" when it was idle and went in good order)."""
+        raise NotImplementedError
+
+    # --- handshake
+    def secure(self, context: ssl.SSLContext) -> None:
+        """Begin the handshake on the connected socket."""
+        self._cipher_in = ssl.MemoryBIO()
+        self._cipher_out = ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._cipher_in, self._cipher_out, server_side=not self.client)
+        self._read = self.tls.read
+        self._write = self.tls.write
+        self._watch(READ)
+        if self.client:
+            self._guard(self._step_handshake)
+
+    def _handshake(self) -> None:
+        data = self._sock.recv(65536)
+        if not data:
+            raise TlsFailedError("tls handshake error: the peer closed the connection")
+        self._cipher_in.write(data)
+        self._step_handshake()
+        if not self.handshaking and self._cipher_in.pending:
+            self._consume()
+
+    def _step_handshake(self) -> None:
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._send_cipher()
+            return
+        except ssl.SSLError as error:
+            self._send_cipher()  # the alert
+            raise TlsFailedError(f"tls handshake error: {error}") from error
+        suite = (self.tls.cipher() or ("none",))[0]
+        if suite not in CIPHER_SUITES or self.tls.selected_alpn_protocol() != "h2":
+            raise TlsFailedError(
+                f"tls handshake error: suite {suite}, protocol "
+                f"{self.tls.selected_alpn_protocol()}; AES-GCM and h2 are required"
+            )
+        self.handshaking = False
+        self.start()
+        self.on_secured()
+        self._keepalive = self._loop.call_later(self.limits.ping_interval, self._check_alive)
+
+    def _check_alive(self) -> None:
+        if self.closed:
+            return
+        if not self.check_alive(self._loop.now):
+            self.lose("connection lost: the peer answers no PING")
+            return
+        self._keepalive = self._loop.call_later(self.limits.ping_interval, self._check_alive)
+
+    # --- events
+    def _watch(self, events: int) -> None:
+        if self._events == 0:
+            self._loop.watch(self._sock.fileno(), events, self)
+        elif self._events != events:
+            self._loop.rewatch(self._sock.fileno(), events)
+        self._events = events
+
+    def on_event(self, events: int) -> None:
+        """The socket is ready."""
+        if self.closed:
+            return
+        if self.handshaking:
+            self._guard(self._handshake)
+            return
+        if events & WRITE:
+            self._guard(self._drain_queue)
+        if events & (READ | ERROR | HANGUP | READ_HANGUP) and not self.closed:
+            self._guard(self._receive)
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Run a step; whatever the peer or the network did wrong ends the connection only."""
+        try:
+            step()
+        except BlockingIOError:
+            pass
+        except fr.H2Error as error:
+            self.say_goodbye(error)
+            self.flush()
+            self.lose(str(error))
+        except TlsFailedError as error:
+            self.lose(str(error), identity=error.identity)
+        except OSError as error:  # ssl.SSLError is one
+            self.lose(f"{'tls error' if isinstance(error, ssl.SSLError) else 'io error'}: {error}")
+
+    # --- receiving
+    def _receive(self) -> None:
+        cipher = self._loop.cipher
+        size = self._sock.recv_into(cipher)
+        if size == 0:
+            self.lose("connection closed by the peer" if self.streams else "")
+            return
+        self._cipher_in.write(cipher[:size])
+        self._consume()
+
+    def _consume(self) -> None:
+        """Decrypt everything that has arrived, in batches, and hand it to the mux."""
+        loop = self._loop
+        plain, limit, read, pending = loop.plain, loop.plain_limit, self._read, self._cipher_in
+        ended = False
+        while not self.closed and not ended:
+            filled = len(self.leftover)
+            plain[:filled] = self.leftover
+            start, stop = filled, filled + limit
+            more = True
+            try:
+                while filled < stop:
+                    size = read(limit, plain[filled:])
+                    if not size:
+                        ended = True
+                        break
+                    filled += size  # type: ignore[operator]
+                    if not pending.pending:
+                        more = False
+                        break
+            except ssl.SSLWantReadError:
+                more = False
+            except ssl.SSLZeroReturnError:
+                ended = True
+            if filled > start:
+                self.receive(plain, filled, loop.now)
+            if not more:
+                break
+        if ended and not self.closed:
+            self.lose("connection closed by the peer" if self.streams else "")
+
+    # --- sending
+    def mark_dirty(self) -> None:
+        """Have ``flush`` called when the turn ends."""
+        self.dirty = True
+        self._loop.dirty.append(self)
+
+    def flush(self) -> None:
+        """Encrypt and send what this turn has gathered."""
+        self.dirty = False
+        if self.closed or self.handshaking:
+            return
+        try:
+            self.flush_output()
+        except OSError as error:
+            self.lose(f"io error: {error}")
+        self.release_buffer()
+
+    def flush_output(self) -> None:
+        """Encrypt the output buffer and send the ciphertext."""
+        buffer, size = self.out, self.out_used
+        if buffer is not None and size:
+            self.out_used = 0
+            view, write, done = buffer.view, self._write, 0
+            while done < size:
+                done += write(view[done:size])
+        self._send_cipher()
+
+    def _send_cipher(self) -> None:
+        data = self._cipher_out.read()
+        if not data:
+            return
+        if self._queue:
+            sent = 0
+        else:
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+        if sent < len(data):
+            self._queue.append(memoryview(data)[sent:] if sent else data)
+            self.queued += len(data) - sent
+            if self.queued > _LIMIT_BYTES:
+                raise OSError("the peer asks but does not read")
+            self._watch(READ | WRITE)
+
+    def _drain_queue(self) -> None:
+        queue = self._queue
+        if queue:
+            sent = self._sock.sendmsg(queue[:_MAX_VIEWS])
+            self.queued -= sent
+            done = 0
+            while done < len(queue) and sent >= len(queue[done]):
+                sent -= len(queue[done])
+                done += 1
+            del queue[:done]
+            if sent:
+                queue[0] = memoryview(queue[0])[sent:]
+        if not queue:
+            self._watch(READ)
+        if self.queued < LOW_BYTES and self.stalled:
+            self.resume_stalled()
+
+    # --- the end
+    def finish(self) -> None:
+        """Close in good order: GOAWAY, close_notify, FIN. For connections without streams."""
+        if self.closed:
+            return
+        self.say_goodbye(None)
+        self.flush()
+        if not self.closed and not self.handshaking:
+            with suppress(OSError):  # SSLWantRead: the peer's close_notify is not awaited
+                self.tls.unwrap()
+            with suppress(OSError):  # it is gone already, which is what we want
+                self._send_cipher()
+        self.lose("")
+
+    def lose(self, error: str, *, identity: bool = False) -> None:
+        """The connection is over, for whatever reason; every stream is reset."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._keepalive is not None:
+            self._keepalive.cancel()
+        self._loop.close(self._sock)
+        self._queue.clear()
+        self.release_buffer()
+        self.fail_streams(fr.CONNECT_ERROR)
+        self.on_lost(error, identity=identity)
