@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+# PRIVATE to the collection metalmesh.ambient.
+
+"""From `mesh_workloads` of a node to the objects of the mesh. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Any
+
+from ansible_collections.metalmesh.ambient.plugins.module_utils._io import ModuleError
+
+ANNOTATION_NODE = "ambient.metalmesh.io/node"
+ANNOTATION_ADDRESSES = "ambient.metalmesh.io/addresses"
+LABEL_DATAPLANE_MODE = "istio.io/dataplane-mode"
+
+#: keys of a workload and the type of their values
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "namespace": str,
+    "service_account": str,
+    "index": int,
+    "addresses": list,
+    "labels": dict,
+    "ports": dict,
+    "locality": str,
+    "weight": int,
+    "dataplane_mode": str,
+    "unit": str,
+}
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+
+
+def plan_workloads(
+    definitions: list[dict[str, Any]], node: str, cidrs: list[str]
+) -> list[dict[str, Any]]:
+    """Return per workload its netns, unit and WorkloadEntry; errors name the position in the list."""
+    planned = [
+        _plan_one(definition, node, cidrs, f"mesh_workloads[{index}] of {node}")
+        for index, definition in enumerate(definitions)
+    ]
+    for kind in ("netns", "addresses"):
+        taken: dict[str, str] = {}
+        for item in planned:
+            for value in item[kind] if isinstance(item[kind], list) else [item[kind]]:
+                if value in taken:
+                    raise ModuleError(
+                        f"mesh_workloads of {node}: {item['key']} and {taken[value]} both have {value}",
+                        "Give one of them another name or address",
+                    )
+                taken[value] = item["key"]
+    return planned
+
+
+def _plan_one(definition: Any, node: str, cidrs: list[str], where: str) -> dict[str, Any]:
+    _check(definition, where)
+    name, namespace = definition["name"], definition["namespace"]
+    addresses = _addresses(definition, cidrs, where)
+    return {
+        "key": f"{namespace}/{name}",
+        "netns": f"{namespace}-{name}",
+        "namespace": namespace,
+        "unit": definition.get("unit") or "",
+        "addresses": addresses,
+        "entry": _entry(definition, node, addresses),
+        "service_account": {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {
+                "name": definition.get("service_account") or "default",
+                "namespace": namespace,
+            },
+        },
+    }
+
+
+def _check(definition: Any, where: str) -> None:
+    if not isinstance(definition, dict):
+        raise ModuleError(f"{where}: is {type(definition).__name__}, must be a mapping")
+    unknown = sorted(definition.keys() - KEYS.keys())
+    if unknown:
+        raise ModuleError(
+            f"{where}: unknown key {unknown[0]}", f"Known are {', '.join(sorted(KEYS))}"
+        )
+    for key, kind in KEYS.items():
+        value = definition.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ModuleError(f"{where}: {key}: {value!r} is no {getattr(kind, '__name__', kind)}")
+    for key in ("name", "namespace"):
+        if not _LABEL.match(definition.get(key) or ""):
+            raise ModuleError(
+                f"{where}: {key}: {definition.get(key)!r} is no DNS label",
+                "Use lower-case letters, digits and '-', at most 63",
+            )
+
+
+def _addresses(definition: dict[str, Any], cidrs: list[str], where: str) -> list[str]:
+    index, given = definition.get("index"), definition.get("addresses")
+    if (index is None) == (not given):
+        raise ModuleError(
+            f"{where}: needs either index or addresses", "index: 10 is the tenth of mesh_pod_cidrs"
+        )
+    networks = [_network(cidr, where) for cidr in cidrs]
+    if given:
+        return [_inside(str(address), networks, where) for address in given]
+    if not networks:
+        raise ModuleError(
+            f"{where}: index needs mesh_pod_cidrs of the node", "Set it for this host"
+        )
+    return [_indexed(network, index or 0, where) for network in networks]
+
+
+def _network(cidr: str, where: str) -> Any:
+    try:
+        return ipaddress.ip_network(cidr)
+    except ValueError as error:
+        raise ModuleError(f"{where}: mesh_pod_cidrs: {error}") from None
+
+
+def _indexed(network: Any, index: int, where: str) -> str:
+    if not 0 < index < network.num_addresses - 1:
+        raise ModuleError(
+            f"{where}: index: {index} is not in {network}",
+            f"Choose 1 to {min(network.num_addresses - 2, 65535)}",
+        )
+    return str(network[index])
+
+
+def _inside(text: str, networks: list[Any], where: str) -> str:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise ModuleError(f"{where}: addresses: {error}") from None
+    if networks and not any(address in network for network in networks):
+        raise ModuleError(
+            f"{where}: addresses: {address} is in none of the networks of this node",
+            f"mesh_pod_cidrs has {', '.join(map(str, networks))}; other nodes route only those here",
+        )
+    return str(address)
+
+
+def _entry(definition: dict[str, Any], node: str, addresses: list[str]) -> dict[str, Any]:
+    """Return the WorkloadEntry; what is not given stays out of it."""
+    metadata: dict[str, Any] = {
+        "name": definition["name"],
+        "namespace": definition["namespace"],
+        "annotations": {ANNOTATION_NODE: node},
+    }
+    if len(addresses) > 1:
+        metadata["annotations"][ANNOTATION_ADDRESSES] = ",".join(addresses[1:])
+    labels = {str(key): str(value) for key, value in (definition.get("labels") or {}).items()}
+    if definition.get("dataplane_mode"):
+        labels[LABEL_DATAPLANE_MODE] = definition["dataplane_mode"]
+    if labels:
+        metadata["labels"] = labels
+    spec: dict[str, Any] = {
+        "address": addresses[0],
+        "serviceAccount": definition.get("service_account") or "default",
+    }
+    for key in ("ports", "locality", "weight"):
+        if definition.get(key) is not None:
+            spec[key] = definition[key]
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "WorkloadEntry",
+        "metadata": metadata,
+        "spec": spec,
+    }
+
+
+def store_objects(planned: list[dict[str, Any]], namespace_labels: dict[str, str]) -> list[Any]:
+    """Return what the store needs for the workloads: namespaces, service accounts, entries."""
+    objects: list[Any] = [
+        {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name, "labels": dict(namespace_labels)},
+        }
+        for name in sorted({item["namespace"] for item in planned})
+    ]
+    for item in planned:
+        if item["service_account"] not in objects:
+            objects.append(item["service_account"])
+    return objects + [item["entry"] for item in planned]
+
+
+__all__ = ["plan_workloads", "store_objects"]
