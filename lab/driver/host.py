@@ -82,6 +82,17 @@ def mounts_below(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
 
+def unmount_below(root: Path) -> None:
+    """Detach every mount at or below a path.
+
+    On a host whose mounts are shared (systemd makes them so), one mount may be listed twice
+    and both go at once; stacked ones go one by one. So: each path once, then look again.
+    """
+    while found := mounts_below(root):
+        for target in dict.fromkeys(found):
+            unmount(target)
+
+
 def in_netns(name: str, action: Callable[[], T]) -> T:
     """Run an action in a network namespace, in a thread of its own (setns is per thread)."""
     outcome: list[T] = []

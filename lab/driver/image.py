@@ -141,7 +141,6 @@ def _remove_unused(release: str, *, keep: Path) -> None:
 
 def _remove_tree(path: Path) -> None:
     """Remove a half-built root; a build that was killed may have left mounts inside."""
-    for mounted in host.mounts_below(path):
-        host.unmount(mounted)
+    host.unmount_below(path)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)

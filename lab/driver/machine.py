@@ -320,7 +320,6 @@ def kill(name: str) -> None:
 def discard(node: Node) -> None:
     """Remove the files of a stopped machine."""
     files = files_of(node)
-    for mounted in host.mounts_below(files.directory):
-        host.unmount(mounted)
+    host.unmount_below(files.directory)
     shutil.rmtree(files.directory, ignore_errors=True)
     (files.run / f"{node.name}.notify").unlink(missing_ok=True)

@@ -142,8 +142,7 @@ def unwire_node(plan: Plan, node: Node) -> None:
 def remove_namespace(name: str) -> None:
     """Remove a namespace, or what is left of one that was never finished."""
     path = NETNS_DIR / name
-    for mounted in host.mounts_below(path):
-        host.unmount(mounted)
+    host.unmount_below(path)
     path.unlink(missing_ok=True)
 
 

@@ -82,8 +82,8 @@ def _directories(lab: str | None) -> Iterator[Path]:
                     yield path
 
 
-def remove(lab: str | None) -> None:
-    """Remove everything of one lab, or of all labs, in the order that lets go of it.
+def remove(lab: str) -> None:
+    """Remove everything of a lab, in the order that lets go of it.
 
     Raises LeftoverError naming what is still there afterwards.
     """
@@ -92,8 +92,7 @@ def remove(lab: str | None) -> None:
         close_ssh(int(link.removeprefix(names.HOST_LINK_PREFIX)))
     for name in found.machines:
         machine.kill(name)
-    for mounted in found.mounts:
-        host.unmount(mounted)
+    host.unmount_below(names.STATE_ROOT / lab)
     network.remove_host_links(list(found.links))
     for namespace in found.namespaces:
         network.remove_namespace(namespace)
@@ -153,11 +152,10 @@ def _remove_shared() -> None:
     """When no lab is left, remove the shared directories that exist only because of labs."""
     if find(None).lines():
         return
-    for path in (names.STATE_ROOT, _PROPAGATE, Path("/run/systemd/nspawn/unix-export")):
+    nspawn = _PROPAGATE.parent
+    for path in (names.STATE_ROOT, _PROPAGATE, nspawn / "unix-export", nspawn, nspawn.parent):
         with contextlib.suppress(OSError):  # not there, or in use by others
             path.rmdir()
-    with contextlib.suppress(OSError):
-        Path("/run/systemd/nspawn").rmdir()
     if _MARKER.exists():
         _MARKER.unlink()
         _remove_netns_dir()
@@ -167,7 +165,6 @@ def _remove_netns_dir() -> None:
     """Remove /run/netns, unless others have namespaces there by now."""
     directory = network.NETNS_DIR
     if directory.is_dir() and not any(directory.iterdir()):
-        if directory.is_mount():
-            host.unmount(directory)
+        host.unmount_below(directory)
         with contextlib.suppress(OSError):
             directory.rmdir()
