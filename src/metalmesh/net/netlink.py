@@ -41,7 +41,7 @@ _ONLINK: Final = 0x04
 _UP: Final = 0x01
 _RUNNING: Final = 0x40
 _SCOPES: Final = {"universe": 0, "link": 253, "host": 254}
-_TYPES: Final = {"unicast": 1, "local": 2}
+_TYPES: Final = {"unicast": 1, "local": 2, "unreachable": 7}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,10 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Route:
-    """A route; ``gateway`` is on-link, ``index`` is the device."""
+    """A route; ``index`` is the device, 0 when the gateway or the kind decides."""
 
     destination: Network
-    index: int
+    index: int = 0
     gateway: Address | None = None
     table: int = MAIN_TABLE
     kind: str = "unicast"
@@ -205,12 +205,13 @@ class Netlink:
         options: dict[str, Any] = {
             "family": AF_INET if version == 4 else AF_INET6,
             "dst": str(route.destination),
-            "oif": route.index,
             "table": route.table,
             "type": route.kind,
             "scope": _SCOPES[route.scope] if version == 4 else 0,
             "proto": ROUTE_PROTOCOL,
         }
+        if route.index:
+            options["oif"] = route.index
         if route.gateway is not None:
             options["gateway"] = str(route.gateway)
         if route.onlink:
@@ -266,23 +267,24 @@ def _link(message: Any) -> Link:
 
 
 def _route(message: Any, family: int) -> Route | None:
-    """Translate a route; None for what cannot be ours (multipath, no device)."""
-    index = message.get("oif")
-    if index is None:
+    """Translate a route; None for what cannot be ours (multipath)."""
+    kinds = {number: name for name, number in _TYPES.items()}
+    scopes = {number: name for name, number in _SCOPES.items()}
+    kind = kinds.get(message["type"], str(message["type"]))
+    index = message.get("oif") or 0
+    if not index and kind != "unreachable":
         return None
     whole = "0.0.0.0/0" if family == AF_INET else "::/0"
     target = message.get("dst")
     gateway = message.get("gateway")
-    kinds = {number: name for name, number in _TYPES.items()}
-    scopes = {number: name for name, number in _SCOPES.items()}
+    scope = scopes.get(message["scope"], str(message["scope"]))
     return Route(
         destination=ip_network(f"{target}/{message['dst_len']}" if target else whole),
-        index=int(index),
+        # the kernel shows IPv6 ones on loopback
+        index=0 if kind == "unreachable" else int(index),
         gateway=ip_address(gateway) if gateway else None,
         table=int(message.get("table") or message["table"]),
-        kind=kinds.get(message["type"], str(message["type"])),
-        scope=scopes.get(message["scope"], str(message["scope"]))
-        if family == AF_INET
-        else "universe",
+        kind=kind,
+        scope=scope if family == AF_INET else "universe",
         onlink=bool(message["flags"] & _ONLINK),
     )

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 log = Log("metalmesh.node.tables")
 
 
-def ensure_policy_table(state: NodeState, records: Iterable[NetnsRecord]) -> list[str]:
-    """Put the last good policies in force for these workloads; return what changed."""
-    policies = _last_good(state)
+def ensure_policy_table(
+    state: NodeState, records: Iterable[NetnsRecord], received: PolicyState | None = None
+) -> list[str]:
+    """Put policies in force for these workloads: those received, else the last good ones."""
+    policies = received or _last_good(state)
     known = policies.known_uids if policies is not None else frozenset()
     workloads = [
         BoundWorkload(

@@ -19,7 +19,7 @@ from metalmesh.policy.network_policy import network_policy_from_dict, network_po
 from metalmesh.service.files import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from metalmesh.model.network_policy import CompiledNetworkPolicy
@@ -65,6 +65,7 @@ class NodeState:
         self._state_dir = state_dir
         self._run_dir = run_dir
         self.netns_dir = run_dir / "netns"
+        self._saved_policies: Any = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -117,15 +118,15 @@ class NodeState:
         policies = tuple(network_policy_from_dict(item) for item in data["policies"])
         return PolicyState(policies, frozenset(data["knownUids"]))
 
-    def save_policies(
-        self, policies: Sequence[CompiledNetworkPolicy], known_uids: Collection[str]
-    ) -> None:
-        """Keep policies for the next start."""
+    def save_policies(self, policies: PolicyState) -> None:
+        """Keep policies for the next start; what is saved already is not written again."""
         data = {
-            "policies": [network_policy_to_dict(item) for item in policies],
-            "knownUids": sorted(known_uids),
+            "policies": [network_policy_to_dict(item) for item in policies.policies],
+            "knownUids": sorted(policies.known_uids),
         }
-        _write(self._state_dir / _POLICIES, data)
+        if data != self._saved_policies:
+            _write(self._state_dir / _POLICIES, data)
+            self._saved_policies = data
 
     # --- anything else ---------------------------------------------------------------------
     def load_bytes(self, name: str) -> bytes | None:
