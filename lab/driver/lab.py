@@ -49,7 +49,6 @@ class Lab:
         progress = Progress(name, quiet=quiet)
         preflight.check_host()
         with state.lock(name, progress):
-            traces.note_shared()
             lab = cls(state.save_plan(name, state.read_inventory(inventory)), progress)
             lab._complete()
         return lab

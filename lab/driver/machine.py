@@ -29,12 +29,19 @@ from lab.driver.errors import MachineError
 if TYPE_CHECKING:
     from lab.driver.plan import Node, Plan
 
+NSPAWN_DIRECTORIES = (
+    Path("/run/systemd/nspawn/propagate"),
+    Path("/run/systemd/nspawn/unix-export"),
+)
+"""Where nspawn keeps a directory per machine."""
 BOOT_SECONDS = 60.0
 """Until ssh answers. Half a second is usual; the rest is for a host that is busy otherwise."""
 STOP_SECONDS = 30.0
 """For the units of a machine to stop in order, before it is killed."""
 _POWEROFF = signal.SIGRTMIN + 4  # systemd(1): start poweroff.target
-_SSH_RETRY_SECONDS = 0.02
+_RETRY_SECONDS = 0.02
+_UNIT_SECONDS = 10.0
+"""For systemd to unload a unit that has ended."""
 # Writes each given cgroup.procs file, then becomes the command behind "--".
 _JOIN = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 125; shift; done; shift; exec "$@"'
 _EXTRA_CAPABILITIES = "CAP_NET_ADMIN"
@@ -226,6 +233,8 @@ def _launcher(node: Node, environment: dict[str, str]) -> list[str]:
         "--property=KillMode=mixed",
         "--property=SuccessExitStatus=133",
         "--property=TasksMax=16384",
+        f"--property=StandardOutput=append:{files_of(node).console}",
+        f"--property=StandardError=append:{files_of(node).console}",
         *[word for word in passed if "UNIFIED_CGROUP" not in word],
         *nspawn,
     ]
@@ -272,7 +281,7 @@ def wait_ssh(node: Node, deadline: float) -> None:
                 f"node {node.name!r} runs, but no sshd answers at {node.address_v4};"
                 f" see `lab/lab logs {node.name}` and {files_of(node).console}"
             )
-        time.sleep(_SSH_RETRY_SECONDS)
+        time.sleep(_RETRY_SECONDS)
 
 
 def answers_ssh(node: Node) -> bool:
@@ -305,7 +314,7 @@ def kill(name: str) -> None:
     victims = [pid for pid in (leader, nspawn) if pid]
     left = host.kill_and_wait(victims)
     if host.has_systemd():
-        subprocess.run(["systemctl", "kill", "-s", "KILL", name], capture_output=True, check=False)
+        _end_unit(name)
     else:
         # A process may have forked between the look and the signal: look again.
         while not left and (victims := sorted(cgroup.processes(name))):
@@ -314,7 +323,25 @@ def kill(name: str) -> None:
             cgroup.remove(name)
     if left:
         raise MachineError(f"machine {name!r}: processes {left} survive SIGKILL; see their state")
-    shutil.rmtree(f"/run/systemd/nspawn/propagate/{name}", ignore_errors=True)
+    # nspawn cleans these up only when it ends in order, and refuses to start over them.
+    for directory in NSPAWN_DIRECTORIES:
+        host.unmount_below(directory / name)
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+def _end_unit(name: str) -> None:
+    """End a machine's transient unit and wait until systemd has forgotten it.
+
+    A unit that is still loaded would make the next start of the machine fail.
+    """
+    for verb in (["kill", "--signal=KILL"], ["stop"], ["reset-failed"]):
+        subprocess.run(["systemctl", *verb, name], capture_output=True, check=False)
+    deadline = time.monotonic() + _UNIT_SECONDS
+    show = ["systemctl", "show", "--property=LoadState", "--value", name]
+    while host.run(show, error=MachineError, remedy="is systemd in order?").strip() == "loaded":
+        if time.monotonic() > deadline:
+            raise MachineError(f"unit {name!r} does not go away; see `systemctl status {name}`")
+        time.sleep(_RETRY_SECONDS)
 
 
 def discard(node: Node) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NETNS_DIR = Path("/run/netns")
+MADE_NETNS_DIR = names.RUN_ROOT / "made-netns-dir"
+"""Exists when a lab's first namespace brought the directory above into being."""
 UPLINK = "mm-host"
 """The fabric's end of the host's link."""
 _NODAD = 0x02  # IFA_F_NODAD, linux/if_addr.h
@@ -199,6 +201,9 @@ def _host_link_is_up(plan: Plan) -> bool:
 
 
 def _create_namespace(name: str, sysctls: dict[str, str]) -> None:
+    if not NETNS_DIR.is_mount():
+        names.RUN_ROOT.mkdir(parents=True, exist_ok=True)
+        MADE_NETNS_DIR.touch()
     netns.create(name)
 
     def write() -> None:

@@ -15,8 +15,6 @@ from lab.driver.errors import LeftoverError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MARKER = names.RUN_ROOT / "made-netns-dir"
-_PROPAGATE = Path("/run/systemd/nspawn/propagate")
 _SSH_PORT = 22
 
 
@@ -69,8 +67,8 @@ def _machine_names() -> set[str]:
         words = host.command_line(pid)
         if words and Path(words[0]).name == "systemd-nspawn":
             found.update(w.partition("=")[2] for w in words if w.startswith("--machine="))
-    if _PROPAGATE.is_dir():
-        found.update(path.name for path in _PROPAGATE.iterdir())
+    for directory in filter(Path.is_dir, machine.NSPAWN_DIRECTORIES):
+        found.update(path.name for path in directory.iterdir())
     return found
 
 
@@ -141,23 +139,16 @@ def _open_sockets(pid: int) -> set[str]:
     return found
 
 
-def note_shared() -> None:
-    """Remember which shared directories the first lab is about to make."""
-    if not network.NETNS_DIR.is_mount() and not _MARKER.exists():
-        names.RUN_ROOT.mkdir(parents=True, exist_ok=True)
-        _MARKER.touch()
-
-
 def _remove_shared() -> None:
     """When no lab is left, remove the shared directories that exist only because of labs."""
     if find(None).lines():
         return
-    nspawn = _PROPAGATE.parent
-    for path in (names.STATE_ROOT, _PROPAGATE, nspawn / "unix-export", nspawn, nspawn.parent):
+    nspawn = machine.NSPAWN_DIRECTORIES[0].parent
+    for path in (names.STATE_ROOT, *machine.NSPAWN_DIRECTORIES, nspawn, nspawn.parent):
         with contextlib.suppress(OSError):  # not there, or in use by others
             path.rmdir()
-    if _MARKER.exists():
-        _MARKER.unlink()
+    if network.MADE_NETNS_DIR.exists():
+        network.MADE_NETNS_DIR.unlink()
         _remove_netns_dir()
 
 
