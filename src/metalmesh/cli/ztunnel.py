@@ -23,6 +23,9 @@ def run(args: argparse.Namespace) -> int:
     import gc
     import os
 
+    # gRPC's own lines are not ours in shape, and our errors carry their texts
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
     from metalmesh.cli.check_config import load_mapping
     from metalmesh.service import logs
     from metalmesh.ztunnel.config import parse_config

@@ -17,13 +17,15 @@ from metalmesh.errors import ConfigError
 
 #: messages of a big mesh's first answer (istio-facts 3.1)
 MAX_MESSAGE_BYTES: Final = 200 * 1024 * 1024
-CONNECT_TIMEOUT_SECONDS: Final = 5.0
+CONNECT_TIMEOUT_MILLISECONDS: Final = 5000
 _OPTIONS: Final[list[tuple[str, Any]]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # gRPC's name for the time a connection and its TLS handshake may take
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MILLISECONDS),
     # the shell above does its own backoff, with a new channel each time
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),

@@ -15,7 +15,6 @@ import grpc.aio
 from metalmesh.errors import ConfigError, ProtocolError
 from metalmesh.proto import discovery_pb2 as pb
 from metalmesh.service.backoff import Backoff
-from metalmesh.service.channel import CONNECT_TIMEOUT_SECONDS
 from metalmesh.service.logs import Bare, Log
 
 if TYPE_CHECKING:
@@ -91,12 +90,10 @@ class XdsClient:
         """One stream from its opening to its end; return the reason for the metric."""
         try:
             async with self._control_plane.open_channel() as channel:
-                await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_SECONDS)
                 await self._converse(channel)
             self._ended("the control plane closed the stream", routine=True)
-        except (ConfigError, TimeoutError) as error:
-            text = str(error) or f"no TLS connection within {CONNECT_TIMEOUT_SECONDS:g} s"
-            self._ended(text, routine=False)
+        except ConfigError as error:
+            self._ended(str(error), routine=False)
             return "ConnectionError"
         except ProtocolError as error:
             self._ended(str(error), routine=False)
@@ -104,6 +101,8 @@ class XdsClient:
         except grpc.aio.AioRpcError as error:
             routine = self.connected and error.code() in _ROUTINE
             self._ended(f"{error.code().name}: {error.details()}", routine=routine)
+            if not self.connected and error.code() is grpc.StatusCode.UNAVAILABLE:
+                return "ConnectionError"
             return "Reconnect" if routine else "Error"
         return "Complete"
 

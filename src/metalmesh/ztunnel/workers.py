@@ -121,7 +121,7 @@ class WorkerPool:
         with theirs:
             fd = theirs.fileno()
             process = subprocess.Popen(
-                [sys.executable, "-m", "metalmesh.ztunnel.worker", str(fd)],
+                [sys.executable, "-m", "metalmesh.ztunnel.worker", "--fd", str(fd)],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
             )
@@ -146,9 +146,8 @@ class WorkerPool:
                 os.close(fd)
             self._dispatch(worker, message)
         if worker.channel.closed:
-            # its end is closed: the process is about to exit, or must
+            # it is about to exit; should it not, it is silent from now on and will be killed
             asyncio.get_running_loop().remove_reader(worker.channel.fileno())
-            worker.process.terminate()
 
     def _dispatch(self, worker: Worker, message: messages.Message) -> None:
         match message:
