@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from metalmesh.controlplane.admission import rebuild
-from metalmesh.controlplane.snapshot import AcceptedObject
 from metalmesh.errors import ResourceError, StoreError
 from metalmesh.model.resources import ParsedObject, parse_object
 from metalmesh.pki.keys import key_to_pem, make_key, parse_key
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from metalmesh.controlplane.snapshot import AcceptedObject
     from metalmesh.model.workload import IPAddress
 
 _OBJECTS: Final = "accepted.json"

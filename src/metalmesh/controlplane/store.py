@@ -7,7 +7,6 @@ and never mistaken for what was deleted.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.controlplane.admission import Scan
@@ -15,6 +14,8 @@ from metalmesh.errors import ResourceError
 from metalmesh.model.resources import parse_documents
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from metalmesh.model.resources import ParsedObject
 
 SUFFIXES: Final = (".yaml", ".yml")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.service.logs import Log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 _CLOSE_WRITE: Final = 0x8
 _MOVED: Final = 0xC0  # from or to
@@ -65,17 +65,18 @@ class StoreWatcher:
         What appears in a new directory before it is watched raises no event: the caller scans
         again when this returns True.
         """
-        wanted = set(directories)
-        for gone in self._watched.keys() - wanted:
-            self._libc.inotify_rm_watch(self._fd, self._watched.pop(gone))
-        added = False
-        for name in wanted - self._watched.keys():
+        found: dict[str, int] = {}
+        for name in directories if self._fd >= 0 else ():
             path = os.fsencode(self._directory / name)
-            number = self._libc.inotify_add_watch(self._fd, path, _MASK) if self._fd >= 0 else -1
+            # the number of a watched directory stays; one made anew in its place gets another
+            number = self._libc.inotify_add_watch(self._fd, path, _MASK)
             if number >= 0:
-                self._watched[name] = number
-                added = True
-        return added
+                found[name] = number
+        numbers = set(self._watched.values())
+        for gone in numbers - set(found.values()):
+            self._libc.inotify_rm_watch(self._fd, gone)
+        self._watched = found
+        return not set(found.values()) <= numbers
 
     async def wait(self) -> None:
         """Return when something may have changed."""
