@@ -250,14 +250,16 @@ def bare_mesh(directory: Path) -> Iterator[Mesh]:
 
 def _start_control_plane(machines: BareMachines) -> None:
     cp = machines.cp
-    ca, store, tokens = (cp.path(f"/var/{name}") for name in ("ca", "store", "tokens"))
-    for path in (ca, store, tokens):
+    ca, store, tokens, state = (
+        cp.path(f"/var/{name}") for name in ("ca", "store", "tokens", "state")
+    )
+    for path in (ca, store, tokens, state):
         path.mkdir(parents=True)
     cp.command("ca", "init", "--dir", str(ca), "--trust-domain", "cluster.local")
     cp.configure(
         "controlplane",
         store_dir=str(store), ca_dir=str(ca), tokens_dir=str(tokens),
-        server_names=[cp.address],
+        state_dir=str(state), server_names=[cp.address],
     )  # fmt: skip
     cp.start("controlplane")
     wait_until(lambda: _listens(cp), WAITS["service"], what="control plane listening")
