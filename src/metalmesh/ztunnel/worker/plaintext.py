@@ -52,12 +52,20 @@ class PlaintextConnection:
         workload = self._server.workload
         if self._port in ILLEGAL_PORTS:
             self._refuse(f"port {self._port} belongs to the proxy itself", CONNECT)
-        elif self._address not in workload.addresses:
-            own = ", ".join(sorted(workload.addresses))
-            self._refuse(f"ip mismatch: {self._address} != {own}", CONNECT)
+        elif workload.identity is not None and self._is_foreign():
+            pass  # refused
         else:
             self._flow.destination = workload.party
             self._server.context.sources.lookup(str(self.subject.source_ip), self._labelled)
+
+    def _is_foreign(self) -> bool:
+        """Refuse a destination that is not the workload's, as far as that is known."""
+        addresses = self._server.workload.addresses
+        if self._address in addresses:
+            return False
+        own = ", ".join(sorted(addresses))
+        self._refuse(f"ip mismatch: {self._address} != {own}", CONNECT)
+        return True
 
     def _labelled(self, labels: Labels | None) -> None:
         if self._over:
@@ -87,6 +95,8 @@ class PlaintextConnection:
         if self._over:
             return
         self._server.context.undecided.discard(self)
+        if self._is_foreign():
+            return
         try:
             self._server.workload.judge(self.subject, tunneled=False)
         except PolicyDeniedError as denied:

@@ -73,6 +73,9 @@ class Listener:
         """Accept no more."""
         if not self._closed:
             self._closed = True
+            # main and other workers hold the same open file: closing ours would leave it in
+            # epoll, where it goes on taking the wake-ups that are meant for them
+            self._context.loop.unwatch(self._sock.fileno())
             self._context.loop.close(self._sock)
 
 
