@@ -26,7 +26,8 @@ def debug_server(
     """The server, not yet listening."""
     server = HttpServer()
     server.route("GET", "/metrics", lambda request: _metrics(registry, request))
-    server.route("GET", "/ready", lambda _: text("ready\n") if ready() else text("starting\n", 503))
+    for path in ("/ready", "/healthz/ready"):  # istiod's own, and that of the other programs
+        server.route("GET", path, lambda _: text("ready\n") if ready() else text("starting\n", 503))
     server.route("GET", "/debug/resources", lambda _: _json(resources()))
     server.route("GET", "/debug/syncz", lambda _: _json(syncz()))
     server.route("GET", "/debug/config", lambda _: _json(asdict(config)))
