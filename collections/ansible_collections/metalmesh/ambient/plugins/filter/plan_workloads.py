@@ -32,12 +32,14 @@ options:
 """
 
 EXAMPLES = r"""
-planned: "{{ mesh_workloads | metalmesh.ambient.plan_workloads(inventory_hostname, mesh_pod_cidrs) }}"
+planned: "{{ mesh_workloads | metalmesh.ambient.plan_workloads('node1', ['10.244.1.0/24']) }}"
 """
 
 RETURN = r"""
 _value:
-  description: Per workload C(key), C(netns), C(namespace), C(unit), C(addresses), C(entry), C(service_account).
+  description:
+    - Per workload C(key), C(netns), C(namespace), C(unit), C(addresses), and the objects C(entry)
+      and C(service_account).
   type: list
   elements: dict
 """

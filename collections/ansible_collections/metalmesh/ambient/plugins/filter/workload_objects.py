@@ -27,7 +27,7 @@ options:
 """
 
 EXAMPLES = r"""
-objects: "{{ planned | metalmesh.ambient.workload_objects({'istio.io/dataplane-mode': 'ambient'}) }}"
+objects: "{{ planned | metalmesh.ambient.workload_objects({}) }}"
 """
 
 RETURN = r"""

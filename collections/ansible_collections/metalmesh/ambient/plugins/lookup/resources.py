@@ -11,8 +11,8 @@ version_added: 0.1.0
 author:
   - The metalmesh authors (@metalmesh)
 description:
-  - Takes objects as they are, and reads the documents of YAML files; a directory stands for the files
-    C(*.yaml) and C(*.yml) in it.
+  - Takes objects as they are, and reads the documents of YAML files; a directory stands for the
+    files C(*.yaml) and C(*.yml) in it.
 options:
   _terms:
     description: Objects, and paths of files or directories on the controller.

@@ -11,6 +11,9 @@ from typing import Any
 #: what `systemctl show` is asked for
 PROPERTIES = ("Id", "LoadState", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload")
 
+#: what is done to units, in this order
+VERBS = ("enable", "start", "restart", "stop", "disable")
+
 RUNNING = frozenset({"active", "activating", "reloading"})
 ENABLED = frozenset({"enabled", "enabled-runtime", "static", "indirect", "generated", "alias"})
 
@@ -23,18 +26,18 @@ class UnitPlan:
     reload: bool = False
     enable: list[str] = field(default_factory=list)
     start: list[str] = field(default_factory=list)
+    restart: list[str] = field(default_factory=list)
     stop: list[str] = field(default_factory=list)
     disable: list[str] = field(default_factory=list)
 
     @property
     def changed(self) -> bool:
         """Return whether a unit changes its state; a reload alone is no change."""
-        return bool(self.enable or self.start or self.stop or self.disable)
+        return any(getattr(self, verb) for verb in VERBS)
 
     def to_diff(self) -> dict[str, str]:
         """Return the form in which Ansible prints differences."""
-        verbs = ("enable", "start", "stop", "disable")
-        lines = [f"{verb} {name}" for verb in verbs for name in getattr(self, verb)]
+        lines = [f"{verb} {name}" for verb in VERBS for name in getattr(self, verb)]
         return {
             "before_header": "units (before)",
             "after_header": "units (after)",
@@ -48,7 +51,7 @@ def parse_show(text: str) -> dict[str, dict[str, str]]:
     units: dict[str, dict[str, str]] = {}
     for block in text.strip().split("\n\n"):
         pairs = (line.split("=", 1) for line in block.splitlines() if "=" in line)
-        properties = {key: value for key, value in pairs}
+        properties = dict(pairs)
         if "Id" in properties:
             units[properties["Id"]] = properties
     return units
@@ -84,10 +87,10 @@ def plan_units(
     """Compare live units with the wanted ones.
 
     ``wanted``: name, state (started, stopped or empty: leave alone), enabled (or None: leave
-    alone). ``purge``: a template of which every live instance that is not wanted is stopped and
-    disabled.
+    alone), restart_running (restart it if it runs). ``purge``: a template of which every live
+    instance that is not wanted is stopped and disabled.
     """
-    enable, start, stop, disable = [], [], [], []
+    enable, start, restart, stop, disable = [], [], [], [], []
     for item in wanted:
         properties = live.get(item["name"], {})
         if item["enabled"] is not None and item["enabled"] != _is_enabled(properties):
@@ -96,6 +99,8 @@ def plan_units(
             start.append(item["name"])
         if item["state"] == "stopped" and _is_running(properties):
             stop.append(item["name"])
+        elif item["restart_running"] and _is_running(properties):
+            restart.append(item["name"])
     names = {item["name"] for item in wanted}
     for name in instances_of(purge, live) if purge else []:
         if name in names:
@@ -109,7 +114,17 @@ def plan_units(
         or live.get(name, {}).get("LoadState") == "not-found"
         for name in names
     )
-    return UnitPlan(reload=stale, enable=enable, start=start, stop=stop, disable=disable)
+    return UnitPlan(
+        reload=stale, enable=enable, start=start, restart=restart, stop=stop, disable=disable
+    )
 
 
-__all__ = ["PROPERTIES", "UnitPlan", "full_name", "instances_of", "parse_show", "plan_units"]
+__all__ = [
+    "PROPERTIES",
+    "VERBS",
+    "UnitPlan",
+    "full_name",
+    "instances_of",
+    "parse_show",
+    "plan_units",
+]

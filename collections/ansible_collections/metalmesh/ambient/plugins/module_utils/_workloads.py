@@ -35,7 +35,7 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 def plan_workloads(
     definitions: list[dict[str, Any]], node: str, cidrs: list[str]
 ) -> list[dict[str, Any]]:
-    """Return per workload its netns, unit and WorkloadEntry; errors name the position in the list."""
+    """Return per workload its netns, unit and WorkloadEntry; errors name the place in the list."""
     planned = [
         _plan_one(definition, node, cidrs, f"mesh_workloads[{index}] of {node}")
         for index, definition in enumerate(definitions)
@@ -46,7 +46,7 @@ def plan_workloads(
             for value in item[kind] if isinstance(item[kind], list) else [item[kind]]:
                 if value in taken:
                     raise ModuleError(
-                        f"mesh_workloads of {node}: {item['key']} and {taken[value]} both have {value}",
+                        f"mesh_workloads of {node}: {item['key']} and {taken[value]} have {value}",
                         "Give one of them another name or address",
                     )
                 taken[value] = item["key"]
@@ -135,7 +135,7 @@ def _inside(text: str, networks: list[Any], where: str) -> str:
     if networks and not any(address in network for network in networks):
         raise ModuleError(
             f"{where}: addresses: {address} is in none of the networks of this node",
-            f"mesh_pod_cidrs has {', '.join(map(str, networks))}; other nodes route only those here",
+            f"Other nodes route only mesh_pod_cidrs here: {', '.join(map(str, networks))}",
         )
     return str(address)
 

@@ -76,14 +76,14 @@ options:
         default: false
       keep:
         description:
-          - Write the file only when nothing is at its path; what is there stays as it is. For the state
-            of a machine before it was changed.
+          - Write the file only when nothing is at its path; what is there stays as it is. For the
+            state of a machine before it was changed.
         type: bool
         default: false
       validate:
         description:
-          - Command that accepts the new content; V(%s) stands for the path of a temporary copy, which
-            has the name of the file in a temporary directory.
+          - Command that accepts the new content; V(%s) stands for the path of a temporary copy of
+            the same name.
           - In check mode it runs when its program is there already.
         type: str
   links:
@@ -110,7 +110,7 @@ options:
     type: bool
     default: false
   purge:
-    description: Directories in which only the files of O(files) and O(links) may match a pattern.
+    description: Directories in which only what O(files) and O(links) list may match a pattern.
     type: list
     elements: dict
     default: []

@@ -12,10 +12,10 @@ version_added: 0.1.0
 author:
   - The metalmesh authors (@metalmesh)
 description:
-  - Returns the few facts that the roles of this collection decide by, in one round trip and without
-    gathering everything else.
-  - Kernel features are proven rather than looked up; each is tried in a network namespace of its own
-    that vanishes with the trial, so that nothing on the machine changes.
+  - Returns the few facts that the roles of this collection decide by, in one round trip and
+    without gathering everything else.
+  - Kernel features are proven rather than looked up; each is tried in a network namespace of its
+    own that vanishes with the trial, so that nothing on the machine changes.
 options:
   probe_kernel:
     description: Try the kernel features that redirection needs.
@@ -25,6 +25,16 @@ options:
     description: Directory that holds the installed releases and the link V(current).
     type: path
     default: /opt/metalmesh
+  users:
+    description: Users to look for.
+    type: list
+    elements: str
+    default: []
+  sysctls:
+    description: Kernel settings to read, as C(net.ipv4.ip_forward).
+    type: list
+    elements: str
+    default: []
   node_token_path:
     description: Where the node agent keeps the node's token.
     type: path
@@ -98,8 +108,13 @@ ansible_facts:
           description: The machine's clock, in seconds since 1970.
           type: int
           returned: always
-        forwarding:
-          description: Whether the machine forwards, per family (V(0) or V(1) of C(ipv4) and C(ipv6)).
+        users_missing:
+          description: Those of O(users) that the machine does not have.
+          type: list
+          elements: str
+          returned: always
+        sysctls:
+          description: Values of O(sysctls); empty where the kernel has no such setting.
           type: dict
           returned: always
         resolv_conf:
@@ -111,7 +126,7 @@ ansible_facts:
           type: str
           returned: always
         resolv_conf_original:
-          description: Text of the resolv.conf that the node agent's one replaced; empty when it did not.
+          description: Text of the resolv.conf that was replaced for the node agent; empty if none.
           type: str
           returned: always
 """
@@ -120,6 +135,7 @@ import base64
 import json
 import os
 import platform
+import pwd
 import re
 import shutil
 import time
@@ -136,8 +152,14 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 RULESET = """
 table inet metalmesh-probe {
   chain nat { type nat hook output priority -100; tcp dport 1 redirect to :2; }
-  chain pre { type filter hook prerouting priority -150; meta mark and 0xfff == 0x539 ct mark set 0x111; }
-  chain out { type route hook output priority -150; ct mark and 0xfff == 0x111 meta mark set ct mark; }
+  chain pre {
+    type filter hook prerouting priority -150
+    meta mark and 0xfff == 0x539 ct mark set 0x111
+  }
+  chain out {
+    type route hook output priority -150
+    ct mark and 0xfff == 0x111 meta mark set ct mark
+  }
 }
 """
 
@@ -183,7 +205,7 @@ def systemd_version(module: AnsibleModule) -> int:
 
 
 def token_expiry(path: str) -> int:
-    """Return the claim `exp` of a JWT file, or 0; whether it is genuine is the server's business."""
+    """Return the claim `exp` of a JWT file, or 0; the server decides whether it is genuine."""
     try:
         with open(path, encoding="ascii") as handle:
             payload = handle.read().split(".")[1]
@@ -211,10 +233,18 @@ def text_of(path: str) -> str:
         return ""
 
 
-def forwarding() -> dict[str, int]:
-    """Return the forwarding switches of both families."""
-    paths = {"ipv4": "ipv4/ip_forward", "ipv6": "ipv6/conf/all/forwarding"}
-    return {key: int(text_of(f"/proc/sys/net/{path}") or 0) for key, path in paths.items()}
+def sysctl(name: str) -> str:
+    """Return the value of a kernel setting."""
+    return text_of("/proc/sys/" + name.replace(".", "/")).strip()
+
+
+def has_user(name: str) -> bool:
+    """Return whether the machine has this user."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def runtime_dir(root: str) -> str:
@@ -239,7 +269,8 @@ def gather(module: AnsibleModule) -> dict[str, Any]:
         "runtime_dir": runtime_dir(module.params["runtime_root"]),
         "node_token_expires_at": token_expiry(module.params["node_token_path"]),
         "time": int(time.time()),
-        "forwarding": forwarding(),
+        "users_missing": [name for name in module.params["users"] if not has_user(name)],
+        "sysctls": {name: sysctl(name) for name in module.params["sysctls"]},
         "resolv_conf": text_of(RESOLV_CONF),
         "resolv_conf_link": os.readlink(RESOLV_CONF) if os.path.islink(RESOLV_CONF) else "",
         "resolv_conf_original": text_of(RESOLV_CONF_ORIGINAL),
@@ -251,6 +282,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "probe_kernel": {"type": "bool", "default": False},
+            "users": {"type": "list", "elements": "str", "default": []},
+            "sysctls": {"type": "list", "elements": "str", "default": []},
             "runtime_root": {"type": "path", "default": "/opt/metalmesh"},
             "node_token_path": {"type": "path", "default": "/var/lib/metalmesh/node/token"},
         },

@@ -20,7 +20,8 @@ description:
 options:
   definition:
     description:
-      - One object or a list of objects, as in their YAML. With O(state=absent) kind and name suffice.
+      - One object or a list of objects, as in their YAML. With O(state=absent) their kind and name
+        suffice.
     type: raw
     default: []
   state:
@@ -44,7 +45,7 @@ options:
     elements: str
     default: []
   create_only_kinds:
-    description: Objects of these kinds are made when they are missing and otherwise left as they are.
+    description: Objects of these kinds are made when they are missing and otherwise left alone.
     type: list
     elements: str
     default: []

@@ -12,15 +12,15 @@ version_added: 0.1.0
 author:
   - The metalmesh authors (@metalmesh)
 description:
-  - Runs on the controller. Collects the wheels of metalmesh and of what it depends on for the Python
-    and the architecture of a node, and packs them into one archive that is a ready virtual
+  - Runs on the controller. Collects the wheels of metalmesh and of what it depends on for the
+    Python and the architecture of a node, and packs them into one archive that is a ready virtual
     environment, so that a node needs neither an index nor an installer.
   - Archives are kept in O(cache_dir) under the digest of what they were made of, and made once.
 options:
   package:
     description:
-      - What to install. A directory is built as a wheel; a path of a wheel is taken as it is; anything
-        else is a requirement such as V(metalmesh==0.1.0) that is fetched from the index.
+      - What to install. A directory is built as a wheel; a path of a wheel is taken as it is;
+        anything else is a requirement such as V(metalmesh==0.1.0) that is fetched from the index.
     type: str
     required: true
   python_version:
@@ -50,8 +50,8 @@ attributes:
   check_mode:
     support: partial
     description:
-      - The archive is made in check mode as well, because only then is it known what would be installed.
-        It is a cache and counts as no change.
+      - The archive is made in check mode as well, because only then is it known what would be
+        installed. It is a cache and counts as no change.
   diff_mode:
     support: none
     description: A cache has no differences worth showing.
@@ -113,7 +113,7 @@ def must_run(module: AnsibleModule, command: list[str], purpose: str) -> None:
     if code != 0:
         raise ModuleError(
             f"{purpose} failed: {(err or out).strip()}",
-            "It needs uv or pip beside the Python that runs Ansible, and an index that has the wheels"
+            "It needs uv or pip beside the Python that runs Ansible, and an index with the wheels"
             " (index_url); the command was: " + " ".join(command),
         )
 

@@ -12,8 +12,8 @@ version_added: 0.1.0
 author:
   - The metalmesh authors (@metalmesh)
 description:
-  - Mints a token that lets one node join the mesh once, or revokes what was minted for it and has not
-    been used. Run it on the control-plane node.
+  - Mints a token that lets one node join the mesh once, or revokes what was minted for it and has
+    not been used. Run it on the control-plane node.
   - Only a hash of a token is kept, so it can be read from the result of the task that minted it and
     nowhere else. Give that task C(no_log).
 options:
@@ -49,7 +49,8 @@ attributes:
     description: A token must not be shown.
   idempotent:
     support: partial
-    description: V(absent) is; V(present) mints a new token each time, because the old one cannot be read again.
+    description:
+      - V(absent) is; V(present) mints a new token each time, because the old one cannot be read.
 """
 
 EXAMPLES = r"""

@@ -14,9 +14,9 @@ author:
 description:
   - Enables, starts, stops and disables a set of units, reads changed unit files again when systemd
     says it has to, and waits until the services answer on their readiness address.
-  - Unlike M(ansible.builtin.systemd_service) it takes many units, can hold the instances of a template
-    unit to exactly the listed ones, and tells in check mode what would be started although the
-    unit file is not there yet.
+  - Unlike M(ansible.builtin.systemd_service) it takes many units, can hold the instances of a
+    template unit to exactly the listed ones, and tells in check mode what would be started although
+    the unit file is not there yet.
 options:
   units:
     description: The units.
@@ -29,12 +29,16 @@ options:
         type: str
         required: true
       state:
-        description: Whether it runs. Left out, a running unit keeps running and a stopped one stopped.
+        description: Whether it runs. Left out, that stays as it is.
         type: str
         choices: [started, stopped]
       enabled:
         description: Whether it starts at boot. Left out, nothing is changed about that.
         type: bool
+      restart_running:
+        description: Restart it when it runs already, for one whose surroundings changed.
+        type: bool
+        default: false
       ready_url:
         description: Address on the node that answers 200 when the service is ready.
         type: str
@@ -75,7 +79,7 @@ plan:
   description: The units that were (or in check mode would be) changed, per verb.
   type: dict
   returned: always
-  sample: {enable: [metalmesh-ztunnel.service], start: [metalmesh-ztunnel.service], stop: [], disable: []}
+  sample: {enable: [metalmesh-ztunnel.service], start: [metalmesh-ztunnel.service]}
 """
 
 import time
@@ -101,6 +105,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["started", "stopped"]},
             "enabled": {"type": "bool"},
+            "restart_running": {"type": "bool", "default": False},
             "ready_url": {"type": "str"},
         },
     },
@@ -208,12 +213,12 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     if not module.check_mode:
         if plan.reload:
             systemctl(module, "daemon-reload", [])
-        for verb in ("enable", "start", "stop", "disable"):
+        for verb in _units.VERBS:
             systemctl(module, verb, getattr(plan, verb))
         wait_until_ready(module)
     return {
         "changed": plan.changed,
-        "plan": {verb: getattr(plan, verb) for verb in ("enable", "start", "stop", "disable")},
+        "plan": {verb: getattr(plan, verb) for verb in _units.VERBS},
         "diff": plan.to_diff(),
     }
 
