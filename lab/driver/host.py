@@ -62,7 +62,10 @@ def mount_overlay(*, lower: Path, upper: Path, work: Path, target: Path) -> None
     data = f"lowerdir={lower},upperdir={upper},workdir={work}"
     if _LIBC.mount(b"overlay", os.fsencode(target), b"overlay", 0, data.encode()):
         code = ctypes.get_errno()
-        raise LabError(f"cannot mount the overlay {target} ({data}): {os.strerror(code)}")
+        raise LabError(
+            f"cannot mount the overlay {target} ({data}): {os.strerror(code)}; {upper} must lie on"
+            " a file system that can be the upper layer: ext4, xfs, btrfs or tmpfs"
+        )
 
 
 def unmount(target: Path) -> None:

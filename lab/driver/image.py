@@ -29,7 +29,13 @@ DEFAULT_CACHE = Path("/var/cache/metalmesh-lab")
 
 def cache_dir() -> Path:
     """Where images are kept; LAB_CACHE_DIR moves it."""
-    return Path(os.environ.get("LAB_CACHE_DIR") or DEFAULT_CACHE)
+    found = Path(os.environ.get("LAB_CACHE_DIR") or DEFAULT_CACHE).absolute()
+    if set(",:\\") & set(str(found)):
+        raise ImageError(
+            f"LAB_CACHE_DIR is {str(found)!r}: a comma, colon or backslash separates the options"
+            " of an overlay; choose a path without them"
+        )
+    return found
 
 
 def path_of(release: str) -> Path:

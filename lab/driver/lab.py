@@ -201,8 +201,7 @@ class Lab:
 def down(name: str | None, *, quiet: bool = False) -> None:
     """Remove a lab, or all labs, whatever state they are in, and verify that nothing is left."""
     if name is None:
-        labs = {*state.known_labs(), *filter(None, map(names.owner, _all_names()))}
-        for lab in sorted(labs):
+        for lab in traces.labs():
             down(lab, quiet=quiet)
         return
     progress = Progress(names.check_lab_name(name), quiet=quiet)
@@ -210,8 +209,3 @@ def down(name: str | None, *, quiet: bool = False) -> None:
         before = traces.find(name).lines()
         traces.remove(name)
     progress("removed" if before else "there is no such lab; nothing to remove")
-
-
-def _all_names() -> list[str]:
-    found = traces.find(None)
-    return [*found.machines, *found.namespaces]

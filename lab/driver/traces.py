@@ -56,6 +56,15 @@ def find(lab: str | None) -> Traces:
     )
 
 
+def labs() -> list[str]:
+    """Names of all labs of which anything is on this host."""
+    found = find(None)
+    owned = {names.owner(name) for name in (*found.machines, *found.namespaces)}
+    owned.update(network.host_links().values())
+    owned.update(path.name for path in found.directories)
+    return sorted(filter(None, owned))
+
+
 def _below(root: Path, lab: str | None) -> Path:
     return root / lab if lab else root
 
