@@ -74,9 +74,7 @@ class _Run:
         for key, items in found.items():
             self.objects[key] = self._accept(self._choose(key, items))
         for source, reason in sorted(self._scan.unreadable.items()):
-            self.errors.append(
-                ResourceError(source, "", "", f"{reason}; its last good objects stay in force")
-            )
+            self.errors.append(ResourceError(source, "", "", reason))
 
     def _choose(self, key: str, items: list[ParsedObject]) -> ParsedObject:
         known = self._previous.get(key)

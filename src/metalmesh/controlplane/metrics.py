@@ -14,9 +14,12 @@ class ControlPlaneMetrics:
     """Every family, declared once. ``pilot_xds`` keeps Istio's name so that dashboards work."""
 
     def __init__(self, registry: Registry) -> None:
-        prefix = "metalmesh_controlplane"
         self.registry = registry
-        # --- the store
+        self._declare_store(registry, "metalmesh_controlplane")
+        self._declare_xds(registry, "metalmesh_controlplane")
+        self._declare_identities(registry, "metalmesh_controlplane")
+
+    def _declare_store(self, registry: Registry, prefix: str) -> None:
         self.objects = registry.gauge(f"{prefix}_objects", "Objects in force", ("kind",))
         self.refused = registry.gauge(
             f"{prefix}_object_errors", "Errors of objects and files in the store"
@@ -35,7 +38,8 @@ class ControlPlaneMetrics:
         self.state_failures = registry.counter(
             f"{prefix}_state_write_failures_total", "Failed writes of the state directory"
         )
-        # --- xDS
+
+    def _declare_xds(self, registry: Registry, prefix: str) -> None:
         self.streams = registry.gauge("pilot_xds", "Clients connected by xDS", ("kind",))
         self.pushes = registry.counter(
             f"{prefix}_xds_pushes_total", "xDS responses sent", ("type_url",)
@@ -49,7 +53,8 @@ class ControlPlaneMetrics:
         self.nacks = registry.counter(
             f"{prefix}_xds_nacks_total", "Responses refused, in part at least", ("type_url",)
         )
-        # --- identities
+
+    def _declare_identities(self, registry: Registry, prefix: str) -> None:
         self.authentication_failures = registry.counter(
             f"{prefix}_authentication_failures_total", "Calls without a valid node token"
         )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metalmesh.model.workload import IPAddress
 
 from metalmesh.model.resources.meta import NAME_LABEL
+from metalmesh.model.resources.reader import read_address, read_network
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,13 @@ def parse_node(reader: Reader, meta: Metadata) -> NodeResource:
         spec.ignore("providerID", "taints", "unschedulable", "externalID", "configSource")
         texts = spec.strings("podCIDRs") or tuple(filter(None, [spec.string("podCIDR")]))
         spec.has("podCIDR")
-        cidrs = [spec.network(f"podCIDRs[{n}]", text) for n, text in enumerate(texts)]
+        cidrs = [read_network(spec, f"podCIDRs[{n}]", text) for n, text in enumerate(texts)]
     # the rest of status is the kubelet's: only the addresses are read
     status = reader.child("status")
     addresses = []
     for item in status.children("addresses"):
         if item.string("type") == "InternalIP":
-            addresses.append(item.address("address", item.required("address")))
+            addresses.append(read_address(item, "address", item.required("address")))
     return NodeResource(
         meta,
         tuple(cidr for cidr in cidrs if cidr is not None),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from metalmesh.model.network_policy import Protocol
 from metalmesh.model.resources.meta import LabelSelector, parse_label_selector
-from metalmesh.model.resources.reader import PORT_MAX, shown
+from metalmesh.model.resources.reader import PORT_MAX, read_network, shown
 
 if TYPE_CHECKING:
     from metalmesh.model.authorization import IPNetwork
@@ -118,10 +118,10 @@ def _ip_block(reader: Reader) -> IpBlock | None:
     if not reader.has("ipBlock"):
         return None
     with reader.child("ipBlock") as block:
-        cidr = block.network("cidr", block.required("cidr"))
+        cidr = read_network(block, "cidr", block.required("cidr"))
         excepted = []
         for index, text in enumerate(block.strings("except")):
-            network = block.network(f"except[{index}]", text)
+            network = read_network(block, f"except[{index}]", text)
             if network is None or cidr is None:
                 continue
             if network.version != cidr.version or not _within(network, cidr):

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from metalmesh.model.resources.meta import LabelSelector, parse_workload_selector
-from metalmesh.model.resources.reader import PORT_MAX, shown
+from metalmesh.model.resources.reader import PORT_MAX, read_network, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -192,7 +192,7 @@ def _check_values(part: Reader, name: str, field: str, values: tuple[str, ...]) 
         elif field == "ports":
             _check_port(part, where, value)
         elif field in _IP_FIELDS:
-            part.network(where, value)
+            read_network(part, where, value)
         elif field == "serviceAccounts":
             if value.count("/") > 1 or "*" in value or value.startswith("/"):
                 part.fail(where, f"{shown(value)} must be NAME or NAMESPACE/NAME, no wildcard")
@@ -231,7 +231,7 @@ def _check_condition(reader: Reader, key: str, where: str, value: str) -> Any:
     if not value:
         reader.fail(where, "must not be empty")
     elif key in _IP_KEYS:
-        reader.network(where, value)
+        read_network(reader, where, value)
     elif key == "destination.port":
         _check_port(reader, where, value)
     elif key in ("source.namespace", "source.principal"):

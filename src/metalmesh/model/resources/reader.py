@@ -74,13 +74,13 @@ class Reader:
 
     # --- structure ---------------------------------------------------------------------------
 
-    def field(self, name: str) -> str:
+    def _field(self, name: str) -> str:
         """The dotted path of a field."""
         return f"{self._path}.{name}" if self._path else name
 
     def fail(self, name: str, message: str) -> None:
         """Record a fault of a field; the empty name means the mapping itself."""
-        self.faults.add(self.field(name) if name else self._path, message)
+        self.faults.add(self._field(name) if name else self._path, message)
 
     def ignore(self, *names: str) -> None:
         """Fields that exist in Kubernetes and mean nothing here."""
@@ -122,14 +122,14 @@ class Reader:
 
     def child(self, name: str) -> Reader:
         """The reader of a mapping; an empty one when absent."""
-        return Reader(self.value(name, dict) or {}, self.field(name), self.faults)
+        return Reader(self.value(name, dict) or {}, self._field(name), self.faults)
 
     def children(self, name: str) -> list[Reader]:
         """The readers of a list of mappings."""
         readers = []
         for index, item in enumerate(self.value(name, list) or ()):
             if isinstance(item, dict):
-                readers.append(Reader(item, self.field(f"{name}[{index}]"), self.faults))
+                readers.append(Reader(item, self._field(f"{name}[{index}]"), self.faults))
             elif item is None:
                 self.fail(f"{name}[{index}]", "must be a mapping, got null; write {} for any")
             else:
@@ -152,10 +152,6 @@ class Reader:
         if not found and isinstance(self._data[name], str):
             self.fail(name, "must not be empty")
         return found
-
-    def boolean(self, name: str) -> bool:
-        """True or false; false when absent."""
-        return self.value(name, bool) or False
 
     def integer(self, name: str, low: int, high: int, default: int = 0) -> int:
         """An integer of a range."""
@@ -205,23 +201,23 @@ class Reader:
                 )
         return found
 
-    # --- addresses ---------------------------------------------------------------------------
 
-    def address(self, name: str, text: str) -> IPAddress | None:
-        """Parse ``text``, the value of ``name``, as an address."""
-        try:
-            return ipaddress.ip_address(text)
-        except ValueError:
-            self.fail(name, f"{shown(text)} is not an IP address")
-            return None
+def read_address(reader: Reader, name: str, text: str) -> IPAddress | None:
+    """Parse ``text``, the value of the field ``name``, as an address."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        reader.fail(name, f"{shown(text)} is not an IP address")
+        return None
 
-    def network(self, name: str, text: str) -> IPNetwork | None:
-        """Parse ``text``, the value of ``name``, as a CIDR; host bits are dropped."""
-        try:
-            return ipaddress.ip_network(text, strict=False)
-        except ValueError:
-            self.fail(name, f"{shown(text)} is not a CIDR such as 10.0.0.0/8")
-            return None
+
+def read_network(reader: Reader, name: str, text: str) -> IPNetwork | None:
+    """Parse ``text``, the value of the field ``name``, as a CIDR; host bits are dropped."""
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        reader.fail(name, f"{shown(text)} is not a CIDR such as 10.0.0.0/8")
+        return None
 
 
 def shown(value: object) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.model.resources.meta import parse_labels
-from metalmesh.model.resources.reader import PORT_MAX, shown
+from metalmesh.model.resources.reader import PORT_MAX, read_address, shown
 
 if TYPE_CHECKING:
     from metalmesh.model.resources.meta import Metadata
@@ -73,7 +73,7 @@ def parse_service(reader: Reader, meta: Metadata) -> ServiceResource:
                 "internalTrafficPolicy", ("Cluster", "Local"), "Cluster"
             ),
             traffic_distribution=spec.choice("trafficDistribution", _DISTRIBUTIONS),
-            publish_not_ready=spec.boolean("publishNotReadyAddresses"),
+            publish_not_ready=spec.value("publishNotReadyAddresses", bool) or False,
         )
 
 
@@ -87,7 +87,7 @@ def _cluster_ips(spec: Reader) -> tuple[bool, tuple[IPAddress, ...]]:
         if len(texts) > 1:
             spec.fail("clusterIPs", "None must stand alone")
         return True, ()
-    found = [spec.address(f"clusterIPs[{n}]", text) for n, text in enumerate(texts)]
+    found = [read_address(spec, f"clusterIPs[{n}]", text) for n, text in enumerate(texts)]
     return False, tuple(address for address in found if address is not None)
 
 
