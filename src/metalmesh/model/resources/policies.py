@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from metalmesh.model.resources.meta import LabelSelector, parse_workload_selector
 from metalmesh.model.resources.reader import PORT_MAX, read_network, shown
@@ -211,13 +212,27 @@ def _check_wildcard(reader: Reader, where: str, value: str) -> None:
         reader.fail(where, f"{shown(value)} may have one * only, at its start or end")
 
 
-#: ``when`` keys whose values are addresses or ports
+#: ``when`` keys whose values are addresses
 _IP_KEYS: Final = ("source.ip", "remote.ip", "destination.ip")
+#: every attribute that Istio knows (its reference, "Authorization Policy Conditions")
+_CONDITION_KEYS: Final = (
+    *_IP_KEYS,
+    "source.namespace", "source.principal", "source.serviceAccount", "destination.port",
+    "request.auth.principal", "request.auth.audiences", "request.auth.presenter",
+    "connection.sni",
+)  # fmt: skip
+_CONDITION_PREFIXES: Final = (
+    "request.headers[", "request.auth.claims[", "experimental.envoy.filters.",
+)  # fmt: skip
 
 
 def _condition(reader: Reader) -> Condition:
     with reader:
         key = reader.required("key")
+        if key and key not in _CONDITION_KEYS and not key.startswith(_CONDITION_PREFIXES):
+            close = difflib.get_close_matches(key, _CONDITION_KEYS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "remove the condition"
+            reader.fail("key", f"unknown attribute {shown(key)}; {hint}")
         values, not_values = reader.strings("values"), reader.strings("notValues")
         if not values and not not_values:
             reader.fail("values", "or notValues must be given")
@@ -227,7 +242,7 @@ def _condition(reader: Reader) -> Condition:
     return Condition(key, values, not_values)
 
 
-def _check_condition(reader: Reader, key: str, where: str, value: str) -> Any:
+def _check_condition(reader: Reader, key: str, where: str, value: str) -> None:
     if not value:
         reader.fail(where, "must not be empty")
     elif key in _IP_KEYS:
