@@ -232,8 +232,12 @@ def mesh_node(**config: Any) -> Iterator[MeshNode]:
 def _route(inside: Netns, outside: Netns) -> None:
     """Both families; the client reaches everything through the node."""
     for side, address in ((inside, "fd18::1"), (outside, "fd18::2")):
+        # duplicate address detection would keep IPv6 silent for two seconds
+        side.do(lambda: Path("/proc/sys/net/ipv6/conf/eth0/accept_dad").write_text("0"))
         with IPRoute(netns=str(side.path)) as link:
             index = link.link_lookup(ifname="eth0")[0]
+            link.link("set", index=index, state="down")
+            link.link("set", index=index, state="up")
             link.addr("add", index=index, address=address, prefixlen=64, flags=2)
     with IPRoute(netns=str(outside.path)) as link:
         index = link.link_lookup(ifname="eth0")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from typing import TYPE_CHECKING
 
 from metalmesh.node.agent import NodeAgent
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 def run_agent(config: NodeConfig) -> int:
     """Run the agent until it is asked to stop."""
     logs.configure(config.log_level, config.log_format)
+    # its debug level tells every netlink message several times
+    logging.getLogger("pyroute2").setLevel(logging.WARNING)
 
     async def serve() -> None:
         agent = NodeAgent(config)
