@@ -99,6 +99,25 @@ def node_link(mesh: Mesh) -> Link:
 
 
 @pytest.fixture(autouse=True)
+def open_to_all(request: pytest.FixtureRequest) -> None:
+    """Every test begins with no policy in force: what the one before took back has arrived."""
+    if "cast" not in request.fixturenames:
+        return
+    cast: Cast = request.getfixturevalue("cast")
+    (outside, *_) = request.getfixturevalue("mesh").external
+    callers = (cast.client.netns, cast.peer.netns, outside.netns)
+
+    def served() -> bool:
+        return all(
+            ask(caller, cast.server.address, port, b"open?") == b"open?"
+            for caller in callers
+            for port in (APP_PORT, OTHER_PORT)
+        )
+
+    wait_until(served, WAITS["service"], what="everybody served before the test")
+
+
+@pytest.fixture(autouse=True)
 def witnesses(request: pytest.FixtureRequest, evidence: Evidence) -> None:
     """Journals, rules and sockets of every machine, should the test fail."""
     if "mesh" not in request.fixturenames:

@@ -39,6 +39,7 @@ def test_policy_decides(mesh: Mesh, cast: Cast, action: str, match: str, matrix:
     log = mesh.access_log(cast.server.node)
     with mesh.applied(authorization(action, *rules[match])):
         wait_until(lambda: served() == matrix, WAITS["policy"], what=f"{matrix}")
+        assert served() == matrix
         reason = (
             f"explicitly denied by: {NAMESPACE}/gate"
             if action == "DENY"

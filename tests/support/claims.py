@@ -104,7 +104,9 @@ def _tls(connection: tls13.TlsConnection, exchange: Exchange) -> list[Claim]:
         Claim("TLS 1.3", version == tls13.TLS_1_3, f"version {version:#06x}"),
         Claim(
             "the server asked for a client certificate and got one",
-            connection.certificate_requested and connection.client_proved,
+            connection.certificate_requested
+            and bool(connection.client_certificates)
+            and connection.client_proved,
             f"{len(connection.client_certificates)} certificate(s), client {proof}",
         ),
         Claim(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from metalmesh.constants import (
+    MARK_FROM_PROXY,
     MARK_MASK,
     MARK_TRACKED,
     PORT_HBONE,
@@ -28,11 +31,12 @@ from metalmesh.constants import (
     RULE_PRIORITY,
 )
 from metalmesh.net.netns import open_netns
-from metalmesh.net.sockets import make_listener
+from metalmesh.net.sockets import SO_MARK, make_listener
 from metalmesh.render.redirection import RedirectionConfig, render_redirection
 from metalmesh.ztunnel import ipc
 from metalmesh.ztunnel import messages as m
 from tests.support.netns import Netns, netns_pair
+from tests.support.peers import HboneClient
 from tests.support.pki import CertificateAuthority, Credentials
 from tests.support.waits import WAITS, Wait, wait_until
 
@@ -279,3 +283,23 @@ def captured_pair(*, log_level: str = "info") -> Iterator[Pair]:
             main.policies(member)
             mains.append(main)
         yield Pair(members[0], members[1], mains[0], mains[1], ca)
+
+
+def dial_uncaptured(where: Netns, address: str, port: int) -> socket.socket:
+    """A connection with the proxy's mark: what a rogue proxy in the workload could make."""
+
+    def dial() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, MARK_FROM_PROXY)
+        sock.settimeout(WAITS["traffic"].seconds)
+        sock.connect((address, port))
+        return sock
+
+    return where.do(dial)
+
+
+def hbone_client(pair: Pair, credentials: Credentials | None = None, **tls: Any) -> HboneClient:
+    """An independent HBONE client in the client's namespace, with its identity by default."""
+    credentials = credentials or pair.ca.leaf(pair.client.identity)
+    plain = dial_uncaptured(pair.client.where, pair.server.addresses[0], PORT_HBONE)
+    return HboneClient(plain, credentials.context(ssl.PROTOCOL_TLS_CLIENT, **tls))

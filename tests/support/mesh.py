@@ -160,14 +160,14 @@ class Mesh:
 
     # --- what the ztunnels tell ------------------------------------------------------------
     def keylog(self) -> str:
-        """TLS secrets the lab's ztunnels wrote down (never outside of a lab)."""
-        texts = []
+        """TLS secrets the lab's ztunnels wrote down (never outside of a lab); both ends do."""
+        lines: dict[str, None] = {}
         for node in self.nodes:
             path = node.config("ztunnel").get("tls_keylog_path", "")
             assert path, f"{node.name}: the lab's ztunnel has no tls_keylog_path"
             file = node.path(path)
-            texts.append(file.read_text() if file.exists() else "")
-        return "".join(texts)
+            lines |= dict.fromkeys(file.read_text().splitlines() if file.exists() else [])
+        return "\n".join(lines) + "\n"
 
     @staticmethod
     def access_log(node: Machine) -> Journal:

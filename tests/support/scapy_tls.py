@@ -13,7 +13,12 @@ from typing import Any
 
 from metalmesh.constants import PORT_HBONE
 from tests.support.packets import Endpoint
-from tests.support.tls13 import TlsConnection, TlsError
+from tests.support.tls13 import (
+    COMPRESSED_CERTIFICATE,
+    TlsConnection,
+    TlsError,
+    expand_certificate,
+)
 
 
 @dataclasses.dataclass
@@ -57,13 +62,25 @@ def _collect(layer: Any, sent: Sent) -> None:
     from scapy.layers.tls.handshake import TLS13Certificate, TLS13CertificateRequest
     from scapy.layers.tls.record import TLSApplicationData
 
-    for message in _messages(layer):
+    for message in map(_expand, _messages(layer)):
         if isinstance(message, TLS13Certificate):
             sent.certificates = [bytes(entry.cert[1].der) for entry in message.certs]
         elif isinstance(message, TLS13CertificateRequest):
             sent.certificate_requested = True
         elif isinstance(message, TLSApplicationData):
             sent.data += message.data
+
+
+def _expand(message: Any) -> Any:
+    """scapy does not know compressed certificates (RFC 8879): it gets the one they stand for."""
+    from scapy.layers.tls.handshake import TLS13Certificate
+    from scapy.packet import Raw
+
+    content = bytes(message)
+    if not isinstance(message, Raw) or content[0] != COMPRESSED_CERTIFICATE:
+        return message
+    kind, plain = expand_certificate(content[0], content[4:])
+    return TLS13Certificate(bytes([kind]) + len(plain).to_bytes(3, "big") + plain)
 
 
 def _messages(layer: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -20,9 +21,10 @@ from tests.support.packets import Endpoint, Stream
 
 HANDSHAKE, APPLICATION_DATA = 22, 23
 CLIENT_HELLO, SERVER_HELLO, CERTIFICATE, CERTIFICATE_REQUEST = 1, 2, 11, 13
-CERTIFICATE_VERIFY, FINISHED, KEY_UPDATE = 15, 20, 24
+CERTIFICATE_VERIFY, FINISHED, KEY_UPDATE, COMPRESSED_CERTIFICATE = 15, 20, 24, 25
 EXTENSION_ALPN, EXTENSION_VERSIONS, EXTENSION_SERVER_NAME = 16, 43, 0
 TLS_1_3: Final = 0x0304
+COMPRESSION_ZLIB: Final = 1
 SUITES: Final = {
     0x1301: (hashes.SHA256(), 16, AESGCM),
     0x1302: (hashes.SHA384(), 32, AESGCM),
@@ -170,7 +172,7 @@ class _Side:
             raise TlsError(f"{self._what}: a KeyUpdate was sent; record a shorter transfer")
 
     def _on_handshake(self) -> None:
-        messages = list(_messages(bytes(self._handshake)))
+        messages = [expand_certificate(*each) for each in _messages(bytes(self._handshake))]
         self.kinds = [kind for kind, _ in messages]
         for kind, body in messages:
             if kind == CERTIFICATE:
@@ -243,6 +245,21 @@ def _extensions(content: bytes) -> dict[int, bytes]:
         found[kind] = content[offset + 4 : offset + 4 + length]
         offset += 4 + length
     return found
+
+
+def expand_certificate(kind: int, body: bytes) -> tuple[int, bytes]:
+    """A handshake message, a compressed certificate (RFC 8879) as the one it stands for.
+
+    OpenSSL 3.2 and later compress with zlib, the only algorithm read here, when both sides can.
+    """
+    if kind != COMPRESSED_CERTIFICATE:
+        return kind, body
+    if (algorithm := int.from_bytes(body[:2], "big")) != COMPRESSION_ZLIB:
+        raise TlsError(f"certificate compressed with algorithm {algorithm}, which is not zlib")
+    plain = zlib.decompress(body[8:])
+    if len(plain) != int.from_bytes(body[2:5], "big"):
+        raise TlsError("compressed certificate of another length than it says")
+    return CERTIFICATE, plain
 
 
 def _certificates(body: bytes) -> Iterator[bytes]:
