@@ -1,8 +1,8 @@
 """The workloads this node serves: their namespaces and listening sockets.
 
-Listening sockets are kept in systemd's fd store under ``listener-PORT-INODE`` (inode of the
-network namespace, which an open socket keeps alive). After a restart the same namespace gets its
-old sockets back, with every connection that queued in them meanwhile.
+Both are kept in systemd's fd store, as ``netns-INODE`` and ``listener-PORT-INODE`` (inode of the
+network namespace, which an open descriptor keeps alive). After a restart the same namespace gets
+its old sockets back, with every connection that queued in them meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from metalmesh.service.logs import Log
 from metalmesh.ztunnel.view import LocalView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from metalmesh.service.systemd import Notifier
     from metalmesh.zds.messages import AddWorkload
@@ -62,27 +62,39 @@ def netns_identity(fd: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-class ListenerStore:
-    """Listening sockets that outlive this process."""
+class DescriptorStore:
+    """Listening sockets and namespaces that outlive this process."""
 
     def __init__(self, notifier: Notifier, received: Iterable[tuple[str, int]]) -> None:
         self._notifier = notifier
         self._waiting: dict[str, int] = {}
         for name, fd in received:
-            if name.startswith("listener-") and name not in self._waiting:
+            if name.startswith(("listener-", "netns-")) and name not in self._waiting:
                 self._waiting[name] = fd
             else:
                 log.warning("closing a stored descriptor that is not ours", {"name": name})
                 os.close(fd)
                 notifier.unstore(name)
 
+    def netns(self, netns_id: tuple[int, int]) -> int | None:
+        """A duplicate of the stored descriptor of a namespace; None when there is none."""
+        fd = self._waiting.get(f"netns-{netns_id[1]}")
+        if fd is None or netns_identity(fd) != netns_id:
+            return None
+        return os.dup(fd)
+
     def open(self, netns_fd: int) -> list[socket.socket]:
         """The listeners of a namespace: those of before where there are any, else new ones."""
         _, inode = netns_identity(netns_fd)
+        stored_netns = self._waiting.pop(f"netns-{inode}", None)
+        if stored_netns is not None:
+            os.close(stored_netns)
+        else:
+            self._notifier.store(f"netns-{inode}", [netns_fd])
         found: list[socket.socket] = []
         try:
             for port in PORTS:
-                name = _name(port, inode)
+                name = f"listener-{port}-{inode}"
                 fd = self._waiting.pop(name, None)
                 if fd is not None:
                     found.append(socket.socket(fileno=fd))
@@ -92,13 +104,14 @@ class ListenerStore:
         except BaseException:
             for listener in found:
                 listener.close()
+            self.release(netns_identity(netns_fd))
             raise
         return found
 
     def release(self, netns_id: tuple[int, int]) -> None:
         """The namespace is no longer served."""
-        for port in PORTS:
-            self._notifier.unstore(_name(port, netns_id[1]))
+        for name in _names(netns_id[1]):
+            self._notifier.unstore(name)
 
     def release_unclaimed(self) -> None:
         """Close what nobody asked for: its workload went while we were not running."""
@@ -108,10 +121,5 @@ class ListenerStore:
         self._waiting.clear()
 
 
-def _name(port: int, inode: int) -> str:
-    return f"listener-{port}-{inode}"
-
-
-def uids(workloads: Iterable[LocalWorkload]) -> Sequence[str]:
-    """Uids in order, for log lines and status."""
-    return sorted(workload.info.uid for workload in workloads)
+def _names(inode: int) -> list[str]:
+    return [f"netns-{inode}", *(f"listener-{port}-{inode}" for port in PORTS)]

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from metalmesh import constants
-from metalmesh.errors import NetworkError
+from metalmesh.errors import MetalmeshError, NetworkError
 from metalmesh.service.ca_client import CaClient
 from metalmesh.service.channel import ControlPlane
 from metalmesh.service.logs import Log
@@ -23,9 +23,9 @@ from metalmesh.service.xds_client import XdsClient, XdsMetrics
 from metalmesh.xds.delta_client import DeltaClient, NodeInfo
 from metalmesh.ztunnel import messages
 from metalmesh.ztunnel.certificates import CertificateKeeper
-from metalmesh.ztunnel.locals import ListenerStore, LocalWorkload, netns_identity
+from metalmesh.ztunnel.locals import DescriptorStore, LocalWorkload, netns_identity
 from metalmesh.ztunnel.mesh import SUBSCRIPTIONS, MeshView
-from metalmesh.ztunnel.saved import SavedState
+from metalmesh.ztunnel.saved import SavedState, SavedWorkloads
 from metalmesh.ztunnel.servers import Servers
 from metalmesh.ztunnel.telemetry import MainMetrics, WorkerSeries
 from metalmesh.ztunnel.workers import Worker, WorkerPool
@@ -58,6 +58,7 @@ class Ztunnel:
         self.mesh = MeshView(config, self.pool.broadcast, self._want_identities)
         self.xds_state = DeltaClient(_node_info(config), SUBSCRIPTIONS, self._on_update)
         self.saved = SavedState(config.state_dir, self.xds_state)
+        self.saved_workloads = SavedWorkloads(config.state_dir)
         self.ca = CaClient(_control_plane(config, config.ca_address or config.xds_address))
         self.certificates = CertificateKeeper(
             self.ca, config.secret_ttl_seconds, self.pool.broadcast
@@ -69,7 +70,7 @@ class Ztunnel:
             on_connected=self.certificates.retry_now,
         )
         self.zds = ZdsClient(config.zds_socket, self)
-        self.listeners = ListenerStore(self.notifier, received_fds())
+        self.descriptors = DescriptorStore(self.notifier, received_fds())
         self.stop_requested = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -83,6 +84,7 @@ class Ztunnel:
         self.pool.start()
         servers = Servers(self)
         await servers.listen()
+        await self._resume_workloads()
         self._start(self.pool.watch())
         self._start(self.certificates.run())
         self._start(self.zds.run())
@@ -103,6 +105,17 @@ class Ztunnel:
         await self.ca.close()
         self.saved.write()
         log.info("stopped")
+
+    async def _resume_workloads(self) -> None:
+        """Go on with what the last process served, as far as its namespaces are still there."""
+        for workload, netns_id in self.saved_workloads.read():
+            fd = self.descriptors.netns(netns_id)
+            if fd is None:
+                continue
+            try:
+                await self.serve(workload, fd)
+            except (MetalmeshError, OSError) as error:
+                log.error("workload not resumed", {"uid": workload.uid, "error": str(error)})
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
@@ -183,7 +196,7 @@ class Ztunnel:
             return
         self.remove(workload.uid)
         try:
-            listeners = self.listeners.open(netns_fd)
+            listeners = self.descriptors.open(netns_fd)
         except BaseException:
             os.close(netns_fd)
             raise
@@ -194,7 +207,7 @@ class Ztunnel:
             self.remove(workload.uid)
             raise NetworkError(f"workload {workload.uid}: {error}")
         self.metrics.started.inc()
-        self._count_workloads()
+        self._workloads_changed()
         log.info("serving", {"uid": workload.uid, "identity": local.view.identity})
 
     def remove(self, uid: str) -> None:
@@ -203,20 +216,22 @@ class Ztunnel:
         if local is None:
             return
         self.pool.broadcast(messages.RemoveWorkload(uid=uid))
-        self.listeners.release(local.netns_id)
+        self.descriptors.release(local.netns_id)
         local.close()
         self.metrics.stopped.inc()
-        self._count_workloads()
+        self._workloads_changed()
         log.info("no longer serving", {"uid": uid})
 
     def retain(self, uids: frozenset[str]) -> None:
         """Stop serving everything else."""
         for uid in self.mesh.locals.keys() - uids:
             self.remove(uid)
-        self.listeners.release_unclaimed()
+        self.descriptors.release_unclaimed()
 
-    def _count_workloads(self) -> None:
-        self.metrics.active.set(len(self.mesh.locals))
+    def _workloads_changed(self) -> None:
+        served = self.mesh.locals.values()
+        self.metrics.active.set(len(served))
+        self.saved_workloads.write((local.info, local.netns_id) for local in served)
 
     # --- from the workers ------------------------------------------------------------------------
     def on_start(self, worker: Worker) -> None:

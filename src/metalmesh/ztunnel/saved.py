@@ -1,36 +1,44 @@
-"""The last good state of xDS on disk: what a restart goes on with before the control plane answers.
+"""What is kept on disk across restarts; no secrets.
 
-It holds workloads, services and policies with their versions, no secrets. The file is replaced
-atomically and at most twice a second.
+* the last good state of xDS: workloads, services and policies with their versions, so that a
+  restart goes on before (or without) the control plane answering; written at most twice a second;
+* the workloads the node agent asked for, so that a restart goes on with the namespaces in
+  systemd's fd store before (or without) the agent. Of no use after a reboot, and harmless then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.errors import ProtocolError
 from metalmesh.service.logs import Bare, Log
+from metalmesh.zds.messages import AddWorkload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from metalmesh.xds.delta_client import DeltaClient
 
 FILE_NAME: Final = "xds.pb"
+WORKLOADS_FILE: Final = "workloads.json"
 WRITE_DELAY_SECONDS: Final = 0.5
 
 log = Log("metalmesh.ztunnel.saved")
 
 
 class SavedState:
-    """Reads the file once, writes it when told that something changed."""
+    """The state of xDS: read once, written when told that something changed."""
 
     def __init__(self, directory: str, client: DeltaClient) -> None:
         self._path = Path(directory) / FILE_NAME
         self._client = client
+        self._file = _StateFile(self._path)
         self._timer: asyncio.TimerHandle | None = None
-        self._failing = False
 
     def restore(self) -> None:
         """Apply what was saved, if anything was; an unreadable file is only a warning."""
@@ -54,18 +62,61 @@ class SavedState:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._file.write(self._client.save())
+
+
+class SavedWorkloads:
+    """The workloads that are served, with their namespaces (device and inode)."""
+
+    def __init__(self, directory: str) -> None:
+        self._path = Path(directory) / WORKLOADS_FILE
+        self._file = _StateFile(self._path)
+
+    def read(self) -> list[tuple[AddWorkload, tuple[int, int]]]:
+        """What the last process served; an unreadable file is only a warning."""
+        try:
+            return [
+                (AddWorkload(*map(str, entry[:4])), (int(entry[4]), int(entry[5])))
+                for entry in json.loads(self._path.read_bytes())
+            ]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError, IndexError) as error:
+            log.warning("no saved workloads", {"path": Bare(self._path), "error": str(error)})
+            return []
+
+    def write(self, workloads: Iterable[tuple[AddWorkload, tuple[int, int]]]) -> None:
+        """Replace what is saved."""
+        entries = [
+            [w.uid, w.name, w.namespace, w.service_account, *netns_id] for w, netns_id in workloads
+        ]
+        self._file.write(json.dumps(entries).encode())
+
+
+class _StateFile:
+    """A file that is replaced as a whole; failing to is an error line and nothing more.
+
+    The mesh goes on with what is in memory; one line per spell of trouble is enough.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failing = False
+
+    def write(self, data: bytes) -> None:
+        """Replace the content atomically."""
         temporary = self._path.with_suffix(".new")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(self._client.save())
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._path)
             self._failing = False
         except OSError as error:
-            # the mesh goes on with what is in memory; one line per spell of trouble is enough
             if not self._failing:
                 log.error("state not saved", {"path": Bare(self._path), "error": str(error)})
             self._failing = True
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)

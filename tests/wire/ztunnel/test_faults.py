@@ -33,7 +33,7 @@ def test_killed_main_is_back_within_two_seconds_and_refuses_nobody(
     """All its processes die at once; connections made meanwhile queue in the stored listeners."""
     one, two = pair
     assert sorted(name.rpartition("-")[0] for name, _ in stage.systemd.stored) == sorted(
-        ["listener-15001", "listener-15006", "listener-15008"] * 2
+        ["listener-15001", "listener-15006", "listener-15008", "netns"] * 2
     )
     with echo_app(two.netns, PORT):
         workers = stage.worker_pids()
@@ -50,7 +50,24 @@ def test_killed_main_is_back_within_two_seconds_and_refuses_nobody(
         seconds = time.monotonic() - started_at
         connection.close()
     assert seconds < 2.0, f"{seconds:.2f} s"
-    assert len(stage.systemd.stored) == 6, "taken back, not stored twice"
+    assert len(stage.systemd.stored) == 8, "taken back, not stored twice"
+
+
+def test_restart_without_node_agent_serves_what_was_served(stage: Stage, pair: Pair) -> None:
+    """Namespaces come back from the fd store; the agent's snapshot then has the last word."""
+    one, two = pair
+    stage.agent.drop()
+    stage.stop(signal.SIGKILL)
+    stage.start()
+    with echo_app(two.netns, PORT):
+        wait_until(lambda: reachable(one, two), WAITS["crash_restart"], what="served again")
+        stage.snapshot(two, keep=(one,))
+        assert reachable(one, two)
+        stage.agent.drop()
+        stage.snapshot(two)
+        assert not reachable(one, two)
+    wait_until(lambda: len(stage.systemd.stored) == 4, WAITS["service"], what="store emptied")
+    assert list(stage.dump()["workloadState"]) == [two.workload.uid]
 
 
 def test_open_connections_survive_the_death_of_main_alone(stage: Stage, pair: Pair) -> None:
