@@ -165,6 +165,23 @@ def test_restart_of_the_ztunnel_resets_no_connection(mesh: Mesh, cast: Cast) -> 
         assert long.echo(b"after") == b"after"
 
 
+def test_restart_of_the_ztunnel_refuses_nobody(mesh: Mesh, cast: Cast) -> None:
+    """New connections are accepted all the time: listening sockets outlive the process."""
+    node = cast.client.node
+    with Load(cast.client.netns, cast.server.address) as load:
+        wait_until(lambda: load.served_after(0.0), WAITS["traffic"], what="load before")
+        restarting_at = time.monotonic()
+        node.restart(ZTUNNEL)
+        restarted_at = time.monotonic()
+        wait_until(lambda: load.served_after(restarted_at), WAITS["service"], what="load after")
+    failed = [at - restarting_at for at, served in load.attempts if not served]
+    print(
+        f"ztunnel restarted in {restarted_at - restarting_at:.2f} s,"
+        f" {len(failed)} of {len(load.attempts)} connections failed"
+    )
+    assert not failed
+
+
 def test_policy_survives_restarts_of_everything(mesh: Mesh, cast: Cast) -> None:
     """After a crash of ztunnel and agent without a control plane a DENY still denies."""
     node = cast.server.node

@@ -102,21 +102,21 @@ def no_spiffe_identity(mesh_ca: CertificateAuthority, identity: str) -> ssl.SSLC
 
 
 @pytest.mark.parametrize(
-    "rogue",
+    ("rogue", "error"),
     [
-        no_certificate,
-        tls_1_2,
-        http_1_1,
-        foreign_ca,
-        expired,
-        other_trust_domain,
-        no_spiffe_identity,
+        (no_certificate, "peer did not return a certificate"),
+        (tls_1_2, "unsupported protocol"),
+        (http_1_1, "h2"),
+        (foreign_ca, "self-signed certificate in certificate chain"),
+        (expired, "certificate has expired"),
+        (other_trust_domain, "did not present the expected trustdomain (cluster.local)"),
+        (no_spiffe_identity, "did not present the expected trustdomain (cluster.local)"),
     ],
 )
 def test_rogue_handshake_is_refused(
-    mesh: Mesh, cast: Cast, authority: CertificateAuthority, rogue: Rogue
+    mesh: Mesh, cast: Cast, authority: CertificateAuthority, rogue: Rogue, error: str
 ) -> None:
-    """No CONNECT is ever answered, the application sees nobody, the log says who knocked."""
+    """No CONNECT is ever answered, the application sees nobody, the log says who and why."""
     log = mesh.access_log(cast.server.node)
     del cast.callers["server"][:]
     context = rogue(authority, cast.peer.identity)
@@ -127,7 +127,7 @@ def test_rogue_handshake_is_refused(
     assert status in ("refused", "closed")
     assert cast.callers["server"] == []
     (outside, *_) = mesh.external
-    log.wait("connection failed", f"src.addr={outside.address}:", "error=")
+    log.wait("connection failed", f"src.addr={outside.address}:", error)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])

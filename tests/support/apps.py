@@ -70,7 +70,7 @@ def ask(client: Netns, address: str, port: int, message: bytes) -> bytes:
             while data := connection.recv(65536):
                 answer += data
             return bytes(answer)
-    except (ConnectionError, TimeoutError):
+    except OSError:  # reset before, while or after we ended our side
         return b""
 
 
