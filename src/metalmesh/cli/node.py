@@ -36,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb_parser = verbs.add_parser(verb, help=text)
         verb_parser.add_argument("name", metavar="NAME", help="name of the namespace")
     verbs.add_parser("list", help="namespaces that are up or declared")
+    cleanup = actions.add_parser(
+        "cleanup", help="remove what the agent made for the node itself, before uninstalling"
+    )
+    cleanup.add_argument("--config", default=DEFAULT_CONFIG, help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         from metalmesh.node.main import run_agent
 
         return run_agent(config)
+    if args.action == "cleanup":
+        return _cleanup(config)
     return _VERBS[args.verb](config, getattr(args, "name", ""))
 
 
@@ -114,6 +120,20 @@ def _list(config: NodeConfig, _: str) -> int:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         sys.stdout.write(line.rstrip() + "\n")
     return 0
+
+
+def _cleanup(config: NodeConfig) -> int:
+    from metalmesh.node.node_network import remove_all
+    from metalmesh.node.state import NodeState
+
+    state = NodeState(config.run_dir, config.state_dir)
+    up = sorted(state.records())
+    if up:
+        raise ConfigError(
+            f"namespaces {', '.join(up)} are still up and would lose their policies; stop their "
+            "metalmesh-netns@ units first"
+        )
+    return _report(config.node_name, remove_all(config, state))
 
 
 def _report(name: str, changes: list[str]) -> int:

@@ -13,7 +13,7 @@ import socket
 import struct
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from metalmesh.dns.message import (
     Answer,
@@ -73,7 +73,7 @@ class DnsShell:
         self._names = ServiceNames(services, self._config.cluster_domain)
 
     async def run(self) -> None:
-        """Serve until cancelled; a port that is taken is tried again, the agent has other duties."""
+        """Serve until cancelled; a port that is taken is tried again."""
         self.services_changed()
         self._upstreams = find_upstreams(self._config)
         while True:
@@ -205,8 +205,8 @@ class _UdpServer(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        # asyncio's own class of it is not derived from the public one
+        self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         assert self._transport is not None

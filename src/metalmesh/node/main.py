@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def run_agent(config: NodeConfig) -> int:
     """Run the agent until it is asked to stop."""
     logs.configure(config.log_level, config.log_format)
-    # its debug level tells every netlink message several times
-    logging.getLogger("pyroute2").setLevel(logging.WARNING)
+    # at debug they tell every netlink message and every short-lived event loop
+    for library in ("pyroute2", "asyncio"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
     async def serve() -> None:
         agent = NodeAgent(config)

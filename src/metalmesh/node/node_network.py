@@ -10,8 +10,9 @@ import os
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Final
 
-from metalmesh.constants import TABLE_NAT, TABLE_SERVICES
+from metalmesh.constants import TABLE_NAT, TABLE_POLICY, TABLE_SERVICES
 from metalmesh.errors import StoreError
+from metalmesh.net import nft
 from metalmesh.net.netlink import Route, open_netlink
 from metalmesh.node.netns import ensure_node_settings
 from metalmesh.node.node_tables import ensure_policy_table, ensure_table
@@ -114,4 +115,25 @@ def _replace(netlink: Netlink, live: set[Route], wanted: set[Route]) -> list[str
     for route in sorted(wanted - live, key=str):
         netlink.replace_route(route)
         changes.append(f"route {route.destination}")
+    return changes
+
+
+def remove_all(config: NodeConfig, state: NodeState) -> list[str]:
+    """Remove tables, addresses and routes of the node; forwarding stays as it is."""
+    changes = []
+    with state.locked(), open_netlink() as netlink:
+        present = {name for family, name in nft.list_tables() if family == "inet"}
+        for name in (TABLE_POLICY, TABLE_SERVICES, TABLE_NAT):
+            if name in present:
+                nft.apply_ruleset(f"delete table inet {name}\n")
+                changes.append(f"table {name}")
+        state.forget_table_marks()
+        for route in sorted(netlink.routes(), key=str):
+            netlink.delete_route(route)
+            changes.append(f"route {route.destination}")
+        loopback = netlink.link(_LOOPBACK)
+        address = IPv4Interface(f"{config.dns_address}/32")
+        if loopback is not None and address in netlink.addresses(loopback.index):
+            netlink.delete_address(loopback.index, address)
+            changes.append(f"address {address}")
     return changes

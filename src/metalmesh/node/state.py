@@ -109,6 +109,10 @@ class NodeState:
         marks[table] = {"digest": digest, "fingerprint": fingerprint}
         _write(self._run_dir / _TABLES, marks)
 
+    def forget_table_marks(self) -> None:
+        """The tables are gone."""
+        (self._run_dir / _TABLES).unlink(missing_ok=True)
+
     # --- last good policies ----------------------------------------------------------------
     def load_policies(self) -> PolicyState | None:
         """The last policies received; None when there never were any."""
