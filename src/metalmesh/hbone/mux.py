@@ -313,8 +313,9 @@ class Mux(FrameReader):
         if stream is None:
             self._check_not_idle(stream_id, "RST_STREAM")
             return
-        if not stream.opened:
-            self.charge_flood(10, "rapid RST_STREAM")
+        silent = stream.recv_window == self.limits.stream_window
+        if not self.client and (silent or not stream.opened):
+            self.charge_flood(10, "rapid RST_STREAM")  # we connected to the application in vain
         self.forget(stream)
         stream.on_reset(int.from_bytes(payload, "big"))
 

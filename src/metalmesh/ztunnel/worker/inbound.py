@@ -18,7 +18,7 @@ from metalmesh.ztunnel.worker.certificates import peer_identities
 from metalmesh.ztunnel.worker.dial import Dial
 from metalmesh.ztunnel.worker.flow import CONNECT, INBOUND, OK, Flow
 from metalmesh.ztunnel.worker.metrics import Party
-from metalmesh.ztunnel.worker.tls import TlsConnection, TlsFailedError
+from metalmesh.ztunnel.worker.tls import Loss, TlsConnection, TlsFailedError
 from metalmesh.ztunnel.worker.tunnel import Tunnel
 from metalmesh.ztunnel.worker.workloads import MAX_WAITING
 
@@ -99,7 +99,7 @@ class InboundConnection(TlsConnection):
             raise TlsFailedError(
                 "identity verification error: peer did not present the expected trustdomain "
                 f"({ours}), got {', '.join(map(str, found)) or 'none'}",
-                identity=True,
+                Loss.IDENTITY,
             )
 
     def on_settings(self) -> None:
@@ -169,11 +169,11 @@ class InboundConnection(TlsConnection):
         else:
             self.drain()
 
-    def on_lost(self, error: str, *, identity: bool) -> None:  # noqa: ARG002 - of the base class
-        """Early failures get their own log line; streams have told theirs."""
+    def on_lost(self, error: str, loss: Loss) -> None:
+        """Early failures and broken protocols get their own line; streams have told theirs."""
         self._server.context.handshakes.discard(self)
         self._server.inbound.pop(self, None)
-        if error and not self._last_id:
+        if error and (loss is not Loss.ENDED or not self._last_id):
             source = headers.format_authority(self.client_ip, self.client_port)
             flow = Flow(self._server.context.recorder, INBOUND, "", source)
             flow.dst_addr = self._server.hbone_address(None)

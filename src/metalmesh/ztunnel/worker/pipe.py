@@ -25,6 +25,7 @@ class PipeEnd:
     __slots__ = (
         "_events",
         "backlog",
+        "broken",
         "is_app",
         "other",
         "pipe",
@@ -40,6 +41,7 @@ class PipeEnd:
         self.other: PipeEnd = self
         #: what this socket has not taken yet
         self.backlog = memoryview(b"")
+        self.broken = ""
         self.read_ended = False
         self.write_shut = False
         self._events = 0
@@ -84,6 +86,9 @@ class PipeEnd:
         buffer = self.pipe.loop.cipher
         size = self.sock.recv_into(buffer)
         if size == 0:
+            if self.broken:
+                self.pipe.abort(self.broken)
+                return
             self.read_ended = True
             self.other.check_end()
         else:
@@ -93,12 +98,26 @@ class PipeEnd:
 
     def put(self, view: memoryview) -> None:
         """Send to this socket; keep a copy of what it does not take."""
+        if self.broken:
+            return
         try:
             sent = self.sock.send(view)
         except BlockingIOError:
             sent = 0
+        except OSError as error:
+            self._fail(f"io error: {error}")
+            return
         if sent < len(view):
             self.backlog = memoryview(bytes(view[sent:]))
+            self.update_interest()
+
+    def _fail(self, error: str) -> None:
+        """This socket takes no more; what it has sent before (an early answer) is read first."""
+        self.broken = error
+        self.backlog = memoryview(b"")
+        if self.read_ended:
+            self.pipe.abort(error)
+        else:
             self.update_interest()
 
     def _push(self) -> None:

@@ -26,7 +26,7 @@ from metalmesh.ztunnel.worker.flow import (
     TLS_FAILURE,
 )
 from metalmesh.ztunnel.worker.loop import WRITE
-from metalmesh.ztunnel.worker.tls import TlsConnection, TlsFailedError
+from metalmesh.ztunnel.worker.tls import Loss, TlsConnection, TlsFailedError
 
 if TYPE_CHECKING:
     import socket
@@ -260,7 +260,7 @@ class PoolConnection(TlsConnection):
             raise TlsFailedError(
                 "identity verification error: peer did not present the expected SAN "
                 f"({', '.join(self.key.peers)}), got {', '.join(presented) or 'none'}",
-                identity=True,
+                Loss.IDENTITY,
             )
         self._deadline.cancel()
         self._pool.connected(self)
@@ -282,10 +282,10 @@ class PoolConnection(TlsConnection):
         if not self.streams:
             self._loop.call_later(0, self.finish)
 
-    def on_lost(self, error: str, *, identity: bool) -> None:
+    def on_lost(self, error: str, loss: Loss) -> None:
         """Tell the pool."""
         self._deadline.cancel()
-        if identity:
+        if loss is Loss.IDENTITY:
             flags = IDENTITY_ERROR
         elif self._connecting:
             flags = NETWORK_POLICY if "NetworkPolicy" in error else CONNECT

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
+from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.hbone import frames as fr
@@ -33,11 +34,21 @@ _MAX_VIEWS: Final = 512
 HANDSHAKE_SECONDS: Final = 10.0
 
 
-class TlsFailedError(Exception):
-    """The handshake, or what the peer proved in it, is no good; ``identity`` tells which."""
+class Loss(Enum):
+    """Why a connection ended."""
 
-    def __init__(self, message: str, *, identity: bool = False) -> None:
-        self.identity = identity
+    #: idle and no longer needed, or closed by the peer, or the network
+    ENDED = "ended"
+    HANDSHAKE = "handshake"
+    IDENTITY = "identity"
+    PROTOCOL = "protocol"
+
+
+class TlsFailedError(Exception):
+    """The handshake, or what the peer proved in it, is no good."""
+
+    def __init__(self, message: str, loss: Loss = Loss.HANDSHAKE) -> None:
+        self.loss = loss
         super().__init__(message)
 
 
@@ -72,7 +83,7 @@ class TlsConnection(Mux):
         """The handshake is over; raise TlsFailedError if the peer is not acceptable."""
         raise NotImplementedError
 
-    def on_lost(self, error: str, *, identity: bool) -> None:
+    def on_lost(self, error: str, loss: Loss) -> None:
         """The connection ended (``error`` "" when it was idle and went in good order)."""
         raise NotImplementedError
 
@@ -154,9 +165,9 @@ class TlsConnection(Mux):
         except fr.H2Error as error:
             self.say_goodbye(error)
             self.flush()
-            self.lose(str(error))
+            self.lose(str(error), Loss.PROTOCOL)
         except TlsFailedError as error:
-            self.lose(str(error), identity=error.identity)
+            self.lose(str(error), error.loss)
         except OSError as error:  # ssl.SSLError is one
             self.lose(f"{'tls error' if isinstance(error, ssl.SSLError) else 'io error'}: {error}")
 
@@ -277,7 +288,7 @@ class TlsConnection(Mux):
                 self._send_cipher()
         self.lose("")
 
-    def lose(self, error: str, *, identity: bool = False) -> None:
+    def lose(self, error: str, loss: Loss = Loss.ENDED) -> None:
         """The connection is over, for whatever reason; every stream is reset."""
         if self.closed:
             return
@@ -288,4 +299,4 @@ class TlsConnection(Mux):
         self._queue.clear()
         self.release_buffer()
         self.fail_streams(fr.CONNECT_ERROR)
-        self.on_lost(error, identity=identity)
+        self.on_lost(error, loss)

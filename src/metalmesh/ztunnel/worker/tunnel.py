@@ -35,10 +35,10 @@ class Tunnel(Stream):
     __slots__ = (
         "_backlog",
         "_backlog_bytes",
+        "_broken",
         "_bulk",
         "_events",
         "_peer_shut",
-        "_write_failed",
         "fd",
         "flow",
         "loop",
@@ -61,8 +61,8 @@ class Tunnel(Stream):
         self._backlog_bytes = 0
         #: we have sent FIN to the application
         self._peer_shut = False
-        #: the application reads no more; what it wrote is still to be passed on
-        self._write_failed = False
+        #: error of the application's socket; what it wrote before is still to be passed on
+        self._broken = ""
 
     def attach(self, sock: socket.socket) -> None:
         """Take the application's socket over."""
@@ -116,6 +116,7 @@ class Tunnel(Stream):
             mux.block(self)
             self.watch(self._interest())
             return
+        broken = self._broken
         try:
             if self._bulk and mux.peer_frame < CHUNK_BYTES:
                 size = self._read_batch(mux, sock, min(window, CHUNK_BYTES))
@@ -127,15 +128,16 @@ class Tunnel(Stream):
             self.abort(f"io error: {error}")
             return
         if size == 0:
-            mux.end_stream(self)
-            self._ended()
+            self._at_end(mux)
             return
         self.send_window -= size
         mux.send_window -= size
         self.flow.from_app += size
         if not mux.dirty:
             mux.mark_dirty()
-        if self.local_end:  # FIN came with the last bytes
+        if self._broken != broken:  # RST came with the last bytes
+            self.abort(self._broken)
+        elif self.local_end:  # FIN came with the last bytes
             if self.remote_end:
                 mux.forget(self)
             self._ended()
@@ -170,8 +172,10 @@ class Tunnel(Stream):
             if not sock.recv(1, socket.MSG_PEEK):
                 self.local_end = True
                 return fr.END_STREAM
-        except OSError:  # nothing yet, or a reset: the next read tells
+        except BlockingIOError:  # more may come
             pass
+        except OSError as error:  # told once: the next read would see a harmless end
+            self._broken = f"io error: {error}"
         return 0
 
     def _read_batch(self, mux: Mux, sock: socket.socket, limit: int) -> int:
@@ -193,6 +197,14 @@ class Tunnel(Stream):
         self._bulk = size > frame_bytes
         return size
 
+    def _at_end(self, mux: Mux) -> None:
+        """The application has no more to say."""
+        if self._broken:
+            self.abort(self._broken)
+            return
+        mux.end_stream(self)
+        self._ended()
+
     def _ended(self) -> None:
         """Our direction is closed."""
         if self.remote_end and not self._backlog:
@@ -209,7 +221,7 @@ class Tunnel(Stream):
     def deliver(self) -> None:
         """Send what has arrived to the application."""
         chunks = self.chunks
-        if self._write_failed or self.over:
+        if self._broken or self.over:
             chunks.clear()
             return
         if self._backlog or not self._events:  # not connected yet, or still behind
@@ -305,16 +317,16 @@ class Tunnel(Stream):
         self._hold(-self._backlog_bytes)
         self._backlog.clear()
         self.chunks.clear()
+        self._broken = f"io error: {error}"
         if self.local_end:
-            self.abort(f"io error: {error}")
+            self.abort(self._broken)
         else:
-            self._write_failed = True
             self.watch(self._interest())
 
     # --- the end
     def on_reset(self, code: int) -> None:
         """The peer gave the stream up; data that came before still goes to the application."""
-        if self.chunks and self._events and not self._backlog and not self._write_failed:
+        if self.chunks and self._events and not self._backlog and not self._broken:
             self._took(max(0, self._send(self.chunks)))
         self.chunks.clear()
         if self.over:

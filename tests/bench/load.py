@@ -1,0 +1,53 @@
+"""Load generators (iperf3 and wrk) and what the kernel says a process costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from tests.support.netns import Netns
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def gigabits(
+    where: Netns, address: str, port: int, *, streams: int, down: bool, seconds: int
+) -> float:
+    """Throughput through a path, Gb/s; ``down`` is from the server to the client."""
+    command = ["iperf3", "-c", address, "-p", str(port), "-P", str(streams), "-t", str(seconds)]
+    output = where.run(*command, "-J", *(["-R"] if down else []), timeout_seconds=seconds + 20)
+    return float(json.loads(output)["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def requests(
+    where: Netns, address: str, port: int, *, connections: int, seconds: int, close: bool = False
+) -> float:
+    """HTTP requests per second of 1 KiB answers; ``close`` makes a connection for each."""
+    command = ["wrk", "-t1", "-c", str(connections), "-d", f"{seconds}s"]
+    if close:
+        command += ["-H", "Connection: close"]
+    output = where.run(*command, f"http://{address}:{port}/", timeout_seconds=seconds + 20)
+    found = re.search(r"Requests/sec:\s+([\d.]+)", output)
+    if not found or "Non-2xx" in output:
+        raise RuntimeError(f"wrk on {address} port {port}: no good answers:\n{output}")
+    return float(found[1])
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Processor time the processes have used."""
+    total = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / TICKS
+
+
+def pss_megabytes(pids: list[int]) -> float:
+    """Memory of the processes, shared pages counted in proportion."""
+    total = 0
+    for pid in pids:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return total / 1024
