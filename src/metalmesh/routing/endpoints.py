@@ -54,7 +54,8 @@ def _candidates(
         workload = state.workloads[uid]
         port = ports.get(service_port) or service.ports.get(service_port, 0)
         healthy = workload.healthy or service.load_balancing.allow_unhealthy
-        reachable = bool(workload.addresses) and workload.network == source.network
+        known = bool(workload.addresses or workload.hostname)
+        reachable = known and workload.network == source.network
         if port and healthy and reachable and workload.capacity > 0:
             found.append(Candidate(workload, port))
     return found

@@ -7,7 +7,7 @@ usable endpoint, or with a waypoint that is not known, is an error and not passt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from metalmesh.model.workload import NamespacedHostname, TunnelProtocol
 from metalmesh.routing.endpoints import Candidate, choose_address, select_endpoints
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from metalmesh.model.service import Service
     from metalmesh.model.workload import GatewayAddress, IPAddress, Workload
     from metalmesh.routing.state import MeshState
@@ -38,12 +40,14 @@ class Hop:
     """One endpoint as it is dialled."""
 
     workload: Workload
-    #: ``ip:port`` to dial
+    #: ``ip:port`` to dial; "" while the workload's hostname is not resolved
     address: str
     #: ``:authority`` of the CONNECT; "" for plain TCP
     authority: str = ""
     #: identities that its certificate may carry
     identities: tuple[str, ...] = ()
+    #: port at the workload, for when its hostname is resolved
+    target_port: int = 0
 
     @property
     def weight(self) -> int:
@@ -59,6 +63,11 @@ class Route:
     error: str = ""
     service: Service | None = None
     hops: tuple[Hop, ...] = ()
+
+    @property
+    def hostnames(self) -> list[str]:
+        """Names that must be resolved (:func:`with_addresses`) before anything is dialled."""
+        return sorted({hop.workload.hostname for hop in self.hops if not hop.address})
 
 
 def find_route(state: MeshState, source: Workload, address: IPAddress, port: int) -> Route:
@@ -102,6 +111,8 @@ def _to_service(
         chosen = choose_address(candidate.workload, address, service.ip_families)
         if chosen is not None:
             hops.append(_hop(candidate.workload, chosen, candidate.port, service.subject_alt_names))
+        elif not candidate.workload.addresses:
+            hops.append(_unresolved_hop(candidate, service.subject_alt_names))
     return _service_route(service, hops, address, port)
 
 
@@ -111,6 +122,34 @@ def _service_route(service: Service, hops: list[Hop], address: IPAddress, port: 
     kinds = {_kind(hop) for hop in hops}
     kind = kinds.pop() if len(kinds) == 1 else RouteKind.MIXED
     return Route(kind=kind, service=service, hops=tuple(hops))
+
+
+def _unresolved_hop(candidate: Candidate, alt_names: tuple[str, ...]) -> Hop:
+    workload = candidate.workload
+    meshed = workload.protocol is TunnelProtocol.HBONE
+    return Hop(
+        workload=workload,
+        address="",
+        # told apart from plain endpoints by having one at all
+        authority=f"{workload.hostname}:{candidate.port}" if meshed else "",
+        identities=_identities(workload, alt_names) if meshed else (),
+        target_port=candidate.port,
+    )
+
+
+def with_addresses(route: Route, resolved: Mapping[str, IPAddress]) -> Route:
+    """Complete a route whose hostnames were looked up; endpoints without an answer fall away."""
+    hops = []
+    for hop in route.hops:
+        address = resolved.get(hop.workload.hostname)
+        if hop.address:
+            hops.append(hop)
+        elif address is not None:
+            hops.append(_hop(hop.workload, address, hop.target_port, hop.identities))
+    if not hops:
+        uids = ", ".join(hop.workload.uid for hop in route.hops)
+        return _error(f"no ip addresses were resolved for workload: {uids}", route.service)
+    return replace(route, hops=tuple(hops))
 
 
 def narrow(route: Route, pick: float) -> Route:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 BACKOFF_INITIAL_SECONDS: Final = 0.01
 BACKOFF_MAXIMUM_SECONDS: Final = 15.0
+#: while root certificate or token are missing: the node agent may write them any moment
+UNJOINED_SECONDS: Final = 1.0
 #: ends of a stream that are routine: a restart or a connection age limit of the server
 _ROUTINE: Final = (
     grpc.StatusCode.UNKNOWN,
@@ -73,6 +75,7 @@ class XdsClient:
         self._client = client
         self._metrics = metrics
         self._backoff = Backoff(BACKOFF_INITIAL_SECONDS, BACKOFF_MAXIMUM_SECONDS)
+        self._unjoined = False
         #: whether a stream is open now
         self.connected = False
         #: why the last stream ended
@@ -84,15 +87,18 @@ class XdsClient:
             reason = await self._run_stream()
             self.connected = False
             self._metrics.terminations.inc((reason,))
-            await asyncio.sleep(self._backoff.next_delay())
+            delay = self._backoff.next_delay()
+            await asyncio.sleep(min(delay, UNJOINED_SECONDS) if self._unjoined else delay)
 
     async def _run_stream(self) -> str:
         """One stream from its opening to its end; return the reason for the metric."""
+        self._unjoined = False
         try:
             async with self._control_plane.open_channel() as channel:
                 await self._converse(channel)
             self._ended("the control plane closed the stream", routine=True)
         except ConfigError as error:
+            self._unjoined = True
             self._ended(str(error), routine=False)
             return "ConnectionError"
         except ProtocolError as error:
@@ -104,6 +110,10 @@ class XdsClient:
             if not self.connected and error.code() is grpc.StatusCode.UNAVAILABLE:
                 return "ConnectionError"
             return "Reconnect" if routine else "Error"
+        except Exception as error:
+            # a fault of ours must not end the process, which serves with what it has
+            log.exception("stream broken by an internal error", error)
+            return "Error"
         return "Complete"
 
     async def _converse(self, channel: grpc.aio.Channel) -> None:

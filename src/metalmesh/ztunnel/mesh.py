@@ -22,8 +22,9 @@ from metalmesh.constants import (
     WORKLOAD_INFO_TIMEOUT_SECONDS,
 )
 from metalmesh.model.workload import TunnelProtocol
-from metalmesh.routing.route import Route, RouteKind, find_route, narrow
+from metalmesh.routing.route import Route, RouteKind, find_route, narrow, with_addresses
 from metalmesh.routing.state import MeshState
+from metalmesh.service.resolver import resolve_name
 from metalmesh.xds.authorization import decode_authorization
 from metalmesh.xds.delta_client import Subscription
 from metalmesh.xds.node import decode_network_policy
@@ -80,6 +81,7 @@ class MeshView:
         self._on_identities = on_identities
         self._received: set[str] = set()
         self._waiting: list[_Waiting] = []
+        self._lookups: set[asyncio.Task[None]] = set()
         self._refresh_planned = False
         self._routes_changed = False
         self._grace_over = False
@@ -213,20 +215,38 @@ class MeshView:
             route = Route(kind=RouteKind.ERROR, error=_unknown_local(question.uid, local))
         else:
             route = find_route(self.state, source, ip_address(question.address), question.port)
-        mixed = route.kind is RouteKind.MIXED
-        chosen = narrow(route, random.random())  # noqa: S311 - load balancing, no secret
-        cacheable = not mixed and source is not None
-        reply = messages.RouteReply(
-            request_id=question.request_id, route=route_message(chosen, cacheable=cacheable)
-        )
-        item.worker.send(reply)
+        if route.hostnames:
+            task = asyncio.create_task(self._answer_by_name(item, route))
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
+        else:
+            _reply(item, route, cacheable=source is not None)
         return True
+
+    async def _answer_by_name(self, item: _Waiting, route: Route) -> None:
+        """Look the endpoints up first; each connection anew, since such answers change."""
+        wanted = ip_address(item.question.address)
+        found = {name: await resolve_name(name, wanted.version) for name in route.hostnames}
+        known = {name: address for name, address in found.items() if address is not None}
+        if not item.worker.channel.closed:
+            _reply(item, with_addresses(route, known), cacheable=False)
 
     def lookup_source(self, worker: Worker, question: messages.LookupSource) -> None:
         """Answer who has an address of this network."""
         workload = self.state.workload_at(self._config.network, ip_address(question.address))
         labels = labels_of(workload) if workload is not None else None
         worker.send(messages.SourceReply(request_id=question.request_id, labels=labels))
+
+
+def _reply(item: _Waiting, route: Route, *, cacheable: bool) -> None:
+    mixed = route.kind is RouteKind.MIXED
+    chosen = narrow(route, random.random())  # noqa: S311 - load balancing, no secret
+    item.worker.send(
+        messages.RouteReply(
+            request_id=item.question.request_id,
+            route=route_message(chosen, cacheable=cacheable and not mixed),
+        )
+    )
 
 
 def _unknown_local(uid: str, local: LocalWorkload | None) -> str:

@@ -49,6 +49,10 @@ class SavedState:
         except (OSError, ProtocolError) as error:
             log.warning("no saved state", {"path": Bare(self._path), "error": str(error)})
             return
+        except Exception as error:
+            # whatever another version wrote there must not keep this one from starting
+            log.exception(f"saved state {self._path} is of no use", error)
+            return
         log.info("resumed from saved state", {"path": Bare(self._path), "resources": count})
 
     def changed(self) -> None:

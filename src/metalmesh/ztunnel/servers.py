@@ -82,7 +82,8 @@ class Servers:
                 return text(f"Invalid request\n{USAGE}", 400)
             if "level" in request.query:
                 logs.apply_levels(wanted)
-                ztunnel.pool.broadcast(messages.SetLogLevel(level=wanted))
+                if wanted.lower() in logs.LEVELS:  # workers have one level for everything
+                    ztunnel.pool.broadcast(messages.SetLogLevel(level=wanted.lower()))
         except ConfigError as error:
             return text(f"{error}\n{USAGE}", 400)
         return text(f"current log level is {logs.current_levels()}\n")

@@ -117,21 +117,16 @@ class WorkerPool:
     def _spawn(self, slot: int) -> None:
         if self._stopping:
             return
-        ours, theirs = socket_pair()
-        with theirs:
-            fd = theirs.fileno()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "metalmesh.ztunnel.worker", "--fd", str(fd)],
-                pass_fds=[fd],
-                stdin=subprocess.DEVNULL,
-            )
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        pidfd = os.pidfd_open(process.pid)
-        worker = Worker(slot, process, Channel(ours), pidfd, now, now)
+        try:
+            worker = _start_worker(slot, loop.time())
+        except OSError as error:
+            log.error("worker not started", {"error": str(error)})
+            loop.call_later(self._backoff[slot].next_delay(), self._spawn, slot)
+            return
         self._workers[slot] = worker
         loop.add_reader(worker.channel.fileno(), self._receive, worker)
-        loop.add_reader(pidfd, self._exited, worker)
+        loop.add_reader(worker.pidfd, self._exited, worker)
         self._owner.on_start(worker)
 
     def _receive(self, worker: Worker) -> None:
@@ -254,6 +249,25 @@ class WorkerPool:
                 for worker in self.workers:
                     self._kill(worker, "still running after the drain deadline")
                 kill_at = loop.time() + EXIT_GRACE_SECONDS
+
+
+def _start_worker(slot: int, now: float) -> Worker:
+    ours, theirs = socket_pair()
+    with theirs:
+        fd = theirs.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "metalmesh.ztunnel.worker", "--fd", str(fd)],
+            pass_fds=[fd],
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError:
+        ours.close()
+        process.kill()
+        process.wait()
+        raise
+    return Worker(slot, process, Channel(ours), pidfd, now, now)
 
 
 def _resolve(future: asyncio.Future[T] | None, value: T) -> None:

@@ -67,6 +67,9 @@ class ZdsClient:
                     await self._converse(sock)
             except (OSError, ProtocolError) as error:
                 self._report(error)
+            except Exception as error:
+                # a fault of ours must not end the process, which serves with what it has
+                log.exception("conversation with the node agent broken", error)
             finally:
                 self.synced = False
             await asyncio.sleep(self._backoff.next_delay())

@@ -18,7 +18,7 @@ from metalmesh.model.workload import (
     Workload,
 )
 from metalmesh.routing.endpoints import choose_address
-from metalmesh.routing.route import Route, RouteKind, find_route, narrow
+from metalmesh.routing.route import Route, RouteKind, find_route, narrow, with_addresses
 from metalmesh.routing.state import MeshState
 
 IP = ip_address
@@ -236,6 +236,37 @@ def test_mixed_endpoints_are_narrowed_by_weight() -> None:
     assert narrow(found, 0.24).kind is RouteKind.HBONE
     assert dialled(narrow(found, 0.25)) == [("10.244.2.2:9090", "")]
     assert narrow(narrow(found, 0.9), 0.0).kind is RouteKind.TCP
+
+
+# --- names -------------------------------------------------------------------------------------
+NAMED = replace(CART1, uid="named", addresses=(), hostname="cart.example.org")
+
+
+def test_endpoints_with_a_name_are_completed_when_it_is_resolved() -> None:
+    """istio-facts 6.3; the others of the route stay as they are."""
+    found = route(mesh(service(), NAMED, CART2), VIP)
+    assert found.hostnames == ["cart.example.org"]
+    complete = with_addresses(found, {"cart.example.org": IP("192.0.2.5")})
+    assert complete.hostnames == []
+    assert dialled(complete) == [
+        ("10.244.2.2:15008", "10.244.2.2:9090"),
+        ("192.0.2.5:15008", "192.0.2.5:8080"),
+    ]
+    assert complete.hops[1].identities == (SPIFFE,)
+    assert dialled(with_addresses(found, {})) == [("10.244.2.2:15008", "10.244.2.2:9090")]
+
+
+def test_names_outside_of_the_mesh_are_dialled_plainly() -> None:
+    plain = replace(NAMED, protocol=TunnelProtocol.NONE)
+    found = with_addresses(
+        route(mesh(service(), plain), VIP), {"cart.example.org": IP("192.0.2.5")}
+    )
+    assert (found.kind, dialled(found)) == (RouteKind.TCP, [("192.0.2.5:8080", "")])
+
+
+def test_name_without_address_is_an_error() -> None:
+    found = with_addresses(route(mesh(service(), NAMED), VIP), {})
+    assert found.error == "no ip addresses were resolved for workload: named"
 
 
 # --- load balancing ----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from metalmesh.constants import (
     TYPE_NETWORK_POLICY,
 )
 from metalmesh.model.service import Service
-from metalmesh.model.workload import NetworkAddress
+from metalmesh.model.workload import NetworkAddress, Workload
 from tests.support.apps import ask, echo_app
 from tests.support.waits import WAITS, wait_until
 from tests.support.ztunnel_stage import Guest, Stage
@@ -109,6 +109,42 @@ def test_control_plane_hears_who_calls_and_gets_acknowledgements(stage: Stage, p
     assert all(
         request.response_nonce and not request.HasField("error_detail") for request in answers
     )
+
+
+def test_node_that_joins_late_is_served_at_once(stage: Stage) -> None:
+    """A missing token is looked for every second, not after the backoff of a dead peer."""
+    token = stage.directory / "token"
+    text = token.read_text()
+    token.unlink()
+    guest = stage.add_guest()
+    stage.plane.set(guest.workload)
+    stage.plane.start()
+    stage.start()
+    stage.snapshot(guest)
+    stage.wait_log("node token", "cannot be read", "has the node joined?")
+    token.write_text(text)
+    stage.wait_ready()
+    assert stage.log().count("cannot be read") == 1, "one line, however long it takes"
+
+
+def test_endpoint_with_a_name_is_reached(stage: Stage, pair: Pair) -> None:
+    """istio-facts 6.3, by the node's own resolver (/etc/hosts knows localhost)."""
+    one, _ = pair
+    key = "shop/named.shop.svc.cluster.local"
+    service = Service(
+        name="named",
+        namespace="shop",
+        hostname="named.shop.svc.cluster.local",
+        vips=(NetworkAddress("", ip_address("10.96.0.11")),),
+        ports={80: 1},
+    )
+    named = Workload(
+        uid="named", name="named", namespace="shop", hostname="localhost", services={key: {}}
+    )
+    stage.plane.set(service, named)
+    wait_until(lambda: stage.dump()["services"], WAITS["policy"], what="service arrived")
+    assert ask(one.netns, "10.96.0.11", 80, b"x") == b"", "nothing listens on port 1"
+    stage.wait_log("dst.addr=127.0.0.1:1", 'direction="outbound"')
 
 
 def test_bad_resource_is_refused_by_name_and_the_rest_lives(stage: Stage, pair: Pair) -> None:
