@@ -36,14 +36,74 @@ _ROOT: Final = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass
-class MeshNode:
-    """The namespace of a node, its files, and a client outside of the mesh behind a link."""
+class NodeWithAgent:
+    """The namespace of a node, its files, and the agents that run there."""
 
     netns: Netns
     outside: Netns
     directory: Path
     unique: str
     agents: list[subprocess.Popen[bytes]] = dataclasses.field(default_factory=list)
+
+    @property
+    def config_path(self) -> Path:
+        """The node's configuration."""
+        return self.directory / "node.yaml"
+
+    def start_agent(self) -> subprocess.Popen[bytes]:
+        """Run the agent until the node goes; wait for it to be ready."""
+        log = (self.directory / "agent.log").open("ab")
+        line = [sys.executable, "-m", "metalmesh.cli.main", "node", "run"]
+        line += ["--config", str(self.config_path)]
+        agent = self.netns.popen(*line, stderr=log, env=_environment())
+        log.close()
+        self.agents.append(agent)
+        wait_until(lambda: self._is_ready(agent), WAITS["service"], what="node agent ready")
+        return agent
+
+    def _is_ready(self, agent: subprocess.Popen[bytes]) -> bool:
+        if agent.poll() is not None:
+            raise RuntimeError(f"the node agent ended: {self.log()}")
+        return self.get("/healthz/ready")[0] == 200
+
+    def get(self, path: str) -> tuple[int, str]:
+        """One HTTP request to the agent; status 0 when nobody listens."""
+        request = f"GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n"
+        try:
+            with self.netns.connect("127.0.0.1", 15016) as sock:
+                sock.sendall(request.encode())
+                reply = b"".join(iter(lambda: sock.recv(65536), b""))
+        except OSError:
+            return 0, ""
+        head, _, body = reply.decode().partition("\r\n\r\n")
+        return int(head.split(" ")[1]), body
+
+    def debug(self) -> Any:
+        """The agent's own view."""
+        return json.loads(self.get("/debug/state")[1])
+
+    def metric(self, name: str) -> float:
+        """Sum of a metric's samples."""
+        lines = self.get("/metrics")[1].splitlines()
+        values = [line.rsplit(" ", 1) for line in lines if line.startswith(name)]
+        return sum(float(value) for _, value in values)
+
+    def log(self) -> str:
+        """What the agents have logged."""
+        path = self.directory / "agent.log"
+        return path.read_text() if path.exists() else ""
+
+    def stop_agents(self) -> None:
+        """Stop every agent that still runs."""
+        for agent in self.agents:
+            if agent.poll() is None:
+                agent.terminate()
+            agent.wait(10)
+
+
+@dataclasses.dataclass
+class MeshNode(NodeWithAgent):
+    """A node with its workloads, and a client outside of the mesh behind a link."""
 
     # --- workloads -------------------------------------------------------------------------
     def declare(
@@ -116,11 +176,6 @@ class MeshNode:
 
     # --- state -----------------------------------------------------------------------------
     @property
-    def config_path(self) -> Path:
-        """The node's configuration."""
-        return self.directory / "node.yaml"
-
-    @property
     def state(self) -> NodeState:
         """The node's files."""
         return NodeState(self.directory / "run", self.directory / "state")
@@ -153,57 +208,6 @@ class MeshNode:
             **changes,
         }
         self.config_path.write_text(yaml.safe_dump(values))
-
-    # --- the agent -------------------------------------------------------------------------
-    def start_agent(self) -> subprocess.Popen[bytes]:
-        """Run the agent until the node goes; wait for it to be ready."""
-        log = (self.directory / "agent.log").open("ab")
-        line = [sys.executable, "-m", "metalmesh.cli.main", "node", "run"]
-        line += ["--config", str(self.config_path)]
-        agent = self.netns.popen(*line, stderr=log, env=_environment())
-        log.close()
-        self.agents.append(agent)
-        wait_until(lambda: self._is_ready(agent), WAITS["service"], what="node agent ready")
-        return agent
-
-    def _is_ready(self, agent: subprocess.Popen[bytes]) -> bool:
-        if agent.poll() is not None:
-            raise RuntimeError(f"the node agent ended: {self.log()}")
-        return self.get("/healthz/ready")[0] == 200
-
-    def get(self, path: str) -> tuple[int, str]:
-        """One HTTP request to the agent; status 0 when nobody listens."""
-        request = f"GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n"
-        try:
-            with self.netns.connect("127.0.0.1", 15016) as sock:
-                sock.sendall(request.encode())
-                reply = b"".join(iter(lambda: sock.recv(65536), b""))
-        except OSError:
-            return 0, ""
-        head, _, body = reply.decode().partition("\r\n\r\n")
-        return int(head.split(" ")[1]), body
-
-    def debug(self) -> Any:
-        """The agent's own view."""
-        return json.loads(self.get("/debug/state")[1])
-
-    def metric(self, name: str) -> float:
-        """Sum of a metric's samples."""
-        lines = self.get("/metrics")[1].splitlines()
-        values = [line.rsplit(" ", 1) for line in lines if line.startswith(name)]
-        return sum(float(value) for _, value in values)
-
-    def log(self) -> str:
-        """What the agents have logged."""
-        path = self.directory / "agent.log"
-        return path.read_text() if path.exists() else ""
-
-    def stop_agents(self) -> None:
-        """Stop every agent that still runs."""
-        for agent in self.agents:
-            if agent.poll() is None:
-                agent.terminate()
-            agent.wait(10)
 
     # --- traffic ---------------------------------------------------------------------------
     def nft(self, *arguments: str, inside: str = "") -> str:

@@ -31,6 +31,11 @@ class NodeMetrics:
             "Failed attempts to put a workload's network or the node's tables in force",
             ("object",),
         )
+        self._declare_tables()
+        self._declare_dns_and_token()
+
+    def _declare_tables(self) -> None:
+        gauge = self.registry.gauge
         self.policies = gauge("metalmesh_node_network_policies", "NetworkPolicies in force")
         self.services = gauge("metalmesh_node_services", "Services with virtual addresses")
         self.apply_seconds = self.registry.histogram(
@@ -39,6 +44,9 @@ class NodeMetrics:
             (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
             ("table",),
         )
+
+    def _declare_dns_and_token(self) -> None:
+        gauge, counter = self.registry.gauge, self.registry.counter
         self.dns_queries = counter(
             "metalmesh_node_dns_queries_total",
             "DNS queries by how they were answered",

@@ -9,123 +9,21 @@ import contextlib
 import ipaddress
 import socket
 import struct
-import subprocess
-import sys
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.mesh_node import DNS_ADDRESS, MeshNode, fetch, mesh_node, serving
 from tests.support.netns import Netns
+from tests.support.node_plane import ADDRESS as PLANE
+from tests.support.node_plane import PLAIN, Plane
 from tests.support.waits import WAITS, Wait, wait_until
 
-PLANE = "198.18.0.2"
 A4, A6 = "10.244.9.11", "fd44:9::11"
 B4 = "10.244.9.12"
 VIP = "10.96.7.7"
-PLAIN = {"istio.io/dataplane-mode": "none"}
 #: a changed policy is in force within a second; the margin is this shared machine's
 POLICY = Wait(3.0, "bound of 1 s on a machine of its own")
 SILENCE_SECONDS = 0.6
-
-
-class Plane:
-    """The control plane's process and its store."""
-
-    def __init__(self, node: MeshNode) -> None:
-        self._node = node
-        self._root = node.directory / "plane"
-        self.store = self._root / "store"
-        self.store.mkdir(parents=True)
-        (self._root / "tokens").mkdir()
-        (self._root / "state").mkdir()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._run("ca", "init", "--dir", str(self._root / "ca"), "--trust-domain", "cluster.local")
-        root = (self._root / "ca" / "root-cert.pem").read_bytes()
-        (node.directory / "root-cert.pem").write_bytes(root)
-        config = {
-            "component": "controlplane",
-            "server_names": [PLANE],
-            "store_dir": str(self.store),
-            "ca_dir": str(self._root / "ca"),
-            "tokens_dir": str(self._root / "tokens"),
-            "state_dir": str(self._root / "state"),
-        }
-        (self._root / "controlplane.yaml").write_text(yaml.safe_dump(config))
-
-    def _run(self, *arguments: str) -> str:
-        line = [sys.executable, "-m", "metalmesh.cli.main", *arguments]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def join_token(self, node: str = "node1") -> str:
-        tokens = str(self._root / "tokens")
-        return self._run("token", "create", "--node", node, "--tokens-dir", tokens)
-
-    def start(self) -> None:
-        log = (self._root / "log").open("ab")
-        line = [sys.executable, "-m", "metalmesh.cli.main", "controlplane", "run"]
-        self._process = self._node.outside.popen(
-            *line, "--config", str(self._root / "controlplane.yaml"), stderr=log
-        )
-        log.close()
-        wait_until(self._listens, WAITS["service"], what="control plane listens")
-
-    def _listens(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self._root / "log").read_text()
-        try:
-            self._node.outside.connect(PLANE, 15012).close()
-        except OSError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(10)
-            self._process = None
-
-    def put(self, kind: str, name: str, api: str, **fields: Any) -> None:
-        """Write one object; names are made of the namespace's file convention."""
-        metadata = {"name": name, **fields.pop("metadata", {})}
-        text = yaml.safe_dump({"apiVersion": api, "kind": kind, "metadata": metadata, **fields})
-        directory = self.store / kind / metadata.get("namespace", "_cluster")
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f".{name}"
-        temporary.write_text(text)
-        temporary.rename(directory / f"{name}.yaml")
-
-    def remove(self, kind: str, namespace: str, name: str) -> None:
-        (self.store / kind / namespace / f"{name}.yaml").unlink()
-
-    def place(self, name: str, *addresses: str, node: str = "node1", port: int = 80) -> None:
-        """The store's copy of a workload."""
-        annotations = {"ambient.metalmesh.io/node": node}
-        if addresses[1:]:
-            annotations["ambient.metalmesh.io/addresses"] = ",".join(addresses[1:])
-        self.put(
-            "WorkloadEntry",
-            name,
-            "networking.istio.io/v1",
-            metadata={
-                "namespace": self._node.unique,
-                "annotations": annotations,
-                "labels": {"app": name, **PLAIN},
-            },
-            spec={"address": addresses[0], "serviceAccount": name, "ports": {"http": port}},
-        )
-
-    def deny_ingress(self, app: str) -> None:
-        self.put(
-            "NetworkPolicy",
-            f"deny-{app}",
-            "networking.k8s.io/v1",
-            metadata={"namespace": self._node.unique},
-            spec={"podSelector": {"matchLabels": {"app": app}}, "policyTypes": ["Ingress"]},
-        )
 
 
 @pytest.fixture(scope="module")
@@ -144,28 +42,8 @@ def joined():
         _put_node2(plane, "10.244.8.0/24", "fd44:8::/64")
         plane.place("a", A4, A6)
         plane.place("b", B4)
-        plane.put(
-            "Service",
-            "echo",
-            "v1",
-            metadata={"namespace": node.unique},
-            spec={
-                "clusterIP": VIP,
-                "selector": {"app": "a"},
-                "ports": [{"name": "http", "port": 8000, "targetPort": 80}],
-            },
-        )
-        plane.put(
-            "Service",
-            "headless",
-            "v1",
-            metadata={"namespace": node.unique},
-            spec={
-                "clusterIP": "None",
-                "selector": {"app": "a"},
-                "ports": [{"name": "http", "port": 80}],
-            },
-        )
+        _put_service(plane, node, "echo", VIP, {"port": 8000, "targetPort": 80})
+        _put_service(plane, node, "headless", "None", {"port": 80})
         plane.start()
         (node.directory / "join-token").write_text(plane.join_token() + "\n")
         node.declare("a", A4, A6, labels=PLAIN)
@@ -180,6 +58,18 @@ def joined():
                 serving(lambda name=name: node.workload(name).do(_listen), lambda p: b"hello")
             )
         yield node, plane
+
+
+def _put_service(
+    plane: Plane, node: MeshNode, name: str, address: str, port: dict[str, int]
+) -> None:
+    plane.put(
+        "Service",
+        name,
+        "v1",
+        metadata={"namespace": node.unique},
+        spec={"clusterIP": address, "selector": {"app": "a"}, "ports": [{"name": "http", **port}]},
+    )
 
 
 def _put_node2(plane: Plane, *networks: str) -> None:
