@@ -103,7 +103,7 @@ class Ztunnel:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await servers.close()
         await self.ca.close()
-        self.saved.write()
+        await self.saved.close()
         log.info("stopped")
 
     async def _resume_workloads(self) -> None:

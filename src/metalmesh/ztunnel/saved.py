@@ -37,8 +37,9 @@ class SavedState:
     def __init__(self, directory: str, client: DeltaClient) -> None:
         self._path = Path(directory) / FILE_NAME
         self._client = client
-        self._file = _StateFile(self._path)
+        self._file = _StateFile(self._path, durable=True)
         self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Future[None] | None = None
 
     def restore(self) -> None:
         """Apply what was saved, if anything was; an unreadable file is only a warning."""
@@ -59,13 +60,23 @@ class SavedState:
         """Write soon."""
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(WRITE_DELAY_SECONDS, self.write)
+            self._timer = loop.call_later(WRITE_DELAY_SECONDS, self._start)
 
-    def write(self) -> None:
-        """Write now."""
+    def _start(self) -> None:
+        """Write in a thread: a slow disk must not hold up answers to the workers."""
+        self._timer = None
+        if self._writing is not None and not self._writing.done():
+            self.changed()
+            return
+        loop = asyncio.get_running_loop()
+        self._writing = loop.run_in_executor(None, self._file.write, self._client.save())
+
+    async def close(self) -> None:
+        """Write a last time."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        if self._writing is not None:
+            await self._writing
         self._file.write(self._client.save())
 
 
@@ -74,7 +85,7 @@ class SavedWorkloads:
 
     def __init__(self, directory: str) -> None:
         self._path = Path(directory) / WORKLOADS_FILE
-        self._file = _StateFile(self._path)
+        self._file = _StateFile(self._path, durable=False)
 
     def read(self) -> list[tuple[AddWorkload, tuple[int, int]]]:
         """What the last process served; an unreadable file is only a warning."""
@@ -100,11 +111,13 @@ class SavedWorkloads:
 class _StateFile:
     """A file that is replaced as a whole; failing to is an error line and nothing more.
 
-    The mesh goes on with what is in memory; one line per spell of trouble is enough.
+    The mesh goes on with what is in memory; one line per spell of trouble is enough. A
+    ``durable`` file survives a power cut; that costs a wait for the disk.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, durable: bool) -> None:
         self._path = path
+        self._durable = durable
         self._failing = False
 
     def write(self, data: bytes) -> None:
@@ -115,7 +128,8 @@ class _StateFile:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if self._durable:
+                    os.fsync(file.fileno())
             temporary.replace(self._path)
             self._failing = False
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,17 @@ def test_unwritable_directory_is_one_error_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full disk must not stop the proxy, nor fill the journal."""
-    saved = SavedState(str(tmp_path / "none"), client())
-    for _ in range(3):
-        saved.write()
+
+    async def write_thrice() -> None:
+        saved = SavedState(str(tmp_path / "none"), client())
+        for _ in range(3):
+            await saved.close()
+
+    asyncio.run(write_thrice())
     assert [record.message for record in caplog.records] == ["state not saved"]
 
 
 def test_state_of_xds_is_written_and_restored(tmp_path: Path) -> None:
-    SavedState(str(tmp_path), client()).write()
+    asyncio.run(SavedState(str(tmp_path), client()).close())
     SavedState(str(tmp_path), client()).restore()
     assert (tmp_path / "xds.pb").exists()
