@@ -1,1 +1,1 @@
-"""Texts that must not change unnoticed; ``make golden`` or ``python -m tests.golden`` renews them."""
+"""Texts that must not change unnoticed; ``python -m tests.golden`` renews them."""
