@@ -46,7 +46,7 @@ def run_scenario(role: str, scenario: str) -> Outcome:
     started_at = time.monotonic()
     with log.open("w") as output:
         done = subprocess.run(
-            ["molecule", "--no-color", "test", "--scenario-name", scenario],
+            ["molecule", "test", "--scenario-name", scenario],
             cwd=ROOT / "roles" / role,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -1,0 +1,56 @@
+"""Declared workloads run where they were declared; the application moved in by itself."""
+
+from __future__ import annotations
+
+from tests.support.roles import get, ports, properties
+from tests.support.waits import WAITS, wait_until
+
+STORE = "/var/lib/metalmesh/store"
+
+
+def test_specs_and_store_say_the_same(host):
+    """One WorkloadEntry, in two places."""
+    spec = host.file("/etc/metalmesh/workloads/demo-server.yaml").content_string
+    stored = host.file(f"{STORE}/WorkloadEntry/demo/server.yaml").content_string
+    assert spec.split("\n", 1)[1] == stored.split("\n", 1)[1]
+    assert "address: 10.244.9.11" in spec
+    assert host.file(f"{STORE}/ServiceAccount/demo/server.yaml").exists
+    assert host.file(f"{STORE}/Namespace/_cluster/demo.yaml").contains("ambient")
+
+
+def test_namespaces_run_and_will_after_a_boot(host):
+    """Redirection is in force before the application starts, at boot as well."""
+    for name in ("demo-client", "demo-server"):
+        unit = host.service(f"metalmesh-netns@{name}.service")
+        assert unit.is_running
+        assert unit.is_enabled
+
+
+def test_application_runs_inside(host):
+    """It was running outside before; the drop-in moved it and it was restarted."""
+    assert 8080 not in ports(host)
+    assert 8080 in ports(host, "demo-server")
+    state = properties(host, "demo-server.service", "NetworkNamespacePath", "BindsTo")
+    assert state["NetworkNamespacePath"] == "/run/netns/demo-server"
+    assert state["BindsTo"] == "metalmesh-netns@demo-server.service"
+
+
+def test_names_inside_are_asked_of_the_agent(host):
+    """In the workload's own namespace first."""
+    inside = host.check_output("ip netns exec demo-client cat /etc/resolv.conf")
+    assert "nameserver 169.254.20.10" in inside
+    assert "search demo.svc.cluster.local" in inside
+
+
+def test_traffic_between_workloads_is_hbone(host):
+    """The server is reached, and its ztunnel saw the client's identity."""
+
+    def served():
+        return get(host, "http://10.244.9.11:8080/", "demo-client")[0] == 200
+
+    wait_until(served, WAITS["workload"], what="demo-client reaches demo-server")
+    journal = host.check_output("journalctl -u metalmesh-ztunnel -o cat -n 50")
+    inbound = [line for line in journal.splitlines() if 'direction="inbound"' in line]
+    assert any(
+        'src.identity="spiffe://cluster.local/ns/demo/sa/client"' in line for line in inbound
+    )
