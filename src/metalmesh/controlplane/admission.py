@@ -82,7 +82,9 @@ class _Run:
         for item in items:
             if item is chosen:
                 continue
-            place = "twice in it" if item.source == chosen.source else f"also in {chosen.source}"
+            place = (
+                "twice in this file" if item.source == chosen.source else f"also in {chosen.source}"
+            )
             self.errors.append(
                 ResourceError(item.source, key, "", f"is defined {place}; remove one of the two")
             )
@@ -124,22 +126,39 @@ class _Run:
     # --- several objects ---------------------------------------------------------------------
 
     def settle_claims(self) -> None:
-        """Give each address to one object; a loser falls back to its last good version."""
+        """Give each address to one object; a loser falls back to its last good version.
+
+        A version that falls back claims before any new one, which may make another new version
+        lose in turn: hence again from the start, until nobody loses. Last good versions never
+        clash, because they were in force together.
+        """
+        conflicts: dict[str, ResourceError] = {}
+        while found := self._conflicts():
+            for conflict in found:
+                loser = conflict.obj
+                conflicts[loser] = conflict
+                last = self._previous.get(loser)
+                if last is None or last is self.objects[loser]:
+                    del self.objects[loser]
+                else:
+                    self.objects[loser] = last
+                    self.outdated.add(loser)
+        self.errors += [conflicts[key] for key in sorted(conflicts)]
+
+    def _conflicts(self) -> list[ResourceError]:
+        """Who loses: what was claimed before comes first, then the older object."""
         owners: dict[str, AcceptedObject] = {}
+        found = []
         claimants = [item for item in self.objects.values() if _claims(item.resource)]
         claimants.sort(key=lambda item: (not self._claimed_before(item), item.age))
         for item in claimants:
-            rival, claim = _rival(item, owners)
-            if rival is None:
-                owners.update(dict.fromkeys(_claims(item.resource), item))
-                continue
-            self.errors.append(_conflict(item, rival, claim))
-            del self.objects[item.id]
-            last = self._previous.get(item.id)
-            if last is not None and last is not item and _rival(last, owners)[0] is None:
-                owners.update(dict.fromkeys(_claims(last.resource), last))
-                self.objects[item.id] = last
-                self.outdated.add(item.id)
+            claims = _claims(item.resource)
+            taken = next((claim for claim in claims if claim in owners), "")
+            if taken:
+                found.append(_conflict(item, owners[taken], taken))
+            else:
+                owners.update(dict.fromkeys(claims, item))
+        return found
 
     def _claimed_before(self, item: AcceptedObject) -> bool:
         known = self._previous.get(item.id)
@@ -159,17 +178,6 @@ def _claims(resource: Resource) -> tuple[str, ...]:
             *(f"podCIDR {item}" for item in resource.pod_cidrs),
         )
     return ()
-
-
-def _rival(
-    item: AcceptedObject, owners: Mapping[str, AcceptedObject]
-) -> tuple[AcceptedObject | None, str]:
-    """Who owns something that ``item`` claims, and what."""
-    for claim in _claims(item.resource):
-        owner = owners.get(claim)
-        if owner is not None and owner.id != item.id:
-            return owner, claim
-    return None, ""
 
 
 def _conflict(item: AcceptedObject, rival: AcceptedObject, claim: str) -> ResourceError:
