@@ -110,7 +110,7 @@ class FakeMain:
             if self._wake in ready:
                 return
             with self._lock:
-                messages = self._channel.receive()
+                messages = [] if self._channel.closed else self._channel.receive()
             for message, _fds in messages:
                 self.received.append(message)
                 if type(message) not in self.silent:
@@ -207,11 +207,15 @@ class FakeMain:
         return sums
 
     # --- ending
-    def close(self) -> None:
-        """Stop the worker, drained or not."""
+    def hang_up(self) -> None:
+        """Die, as far as the worker can see."""
         os.write(self._waker, b"x")
         self._thread.join()
         self._channel.close()
+
+    def close(self) -> None:
+        """Stop the worker, drained or not."""
+        self.hang_up()
         self.process.kill()
         self.process.wait()
         os.close(self._wake)

@@ -104,12 +104,12 @@ class Machine:
         self.sh(f"systemctl restart {unit}")
 
     def start_workload(self, netns: str) -> None:
-        """Make a workload's namespace."""
-        self.sh(f"systemctl start {netns_unit(netns)}")
+        """Make a workload's namespace, now and at every boot."""
+        self.sh(f"systemctl enable -q --now {netns_unit(netns)}")
 
     def stop_workload(self, netns: str) -> None:
         """Remove a workload's namespace."""
-        self.sh(f"systemctl stop {netns_unit(netns)}")
+        self.sh(f"systemctl disable -q --now {netns_unit(netns)}")
 
     def unit(self, unit: str, *properties: str) -> dict[str, str]:
         """Properties of a unit."""
