@@ -49,8 +49,9 @@ _OPTIONS: Final[list[tuple[str, Any]]] = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),
 ]
-#: how often certificates, tokens and the status line are looked after
-MAINTENANCE_SECONDS: Final = 10.0
+#: how often the CA's files, the serving certificate and the status line are looked after
+MAINTENANCE_SECONDS: Final = 2.0
+SWEEP_SECONDS: Final = 3600.0
 STOP_GRACE_SECONDS: Final = 1.0
 
 log = Log("metalmesh.controlplane")
@@ -154,6 +155,7 @@ class ControlPlane:
             stop,
             asyncio.ensure_future(self.keeper.run()),
             asyncio.ensure_future(self._maintain()),
+            asyncio.ensure_future(self._sweep()),
         }
         watchdog = self._notifier.watchdog_interval_seconds()
         if watchdog is not None:
@@ -168,15 +170,20 @@ class ControlPlane:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _maintain(self) -> None:
-        """Renew certificates, forget old join tokens, keep the status line current."""
+        """Renew certificates and keep the status line current."""
         while True:
             await asyncio.sleep(MAINTENANCE_SECONDS)
             self.issuer.maintain()
+            self._notifier.status(self._status())
+
+    async def _sweep(self) -> None:
+        """Forget join tokens that are long used or expired."""
+        while True:
             try:
                 self._tokens.sweep(int(time.time()))
             except (MetalmeshError, OSError) as error:
                 log.error("old join tokens not removed", {"error": str(error)})
-            self._notifier.status(self._status())
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _feed_watchdog(self, interval_seconds: float) -> None:
         while True:
