@@ -86,8 +86,9 @@ class Mux(FrameReader):
             values[fr.ENABLE_PUSH] = 0
         else:
             values[fr.MAX_CONCURRENT_STREAMS] = limits.max_streams
-        widen = fr.window_update(0, limits.connection_window - fr.DEFAULT_WINDOW)
-        self.emit((fr.PREFACE if self.client else b"") + fr.settings(values) + widen)
+        hello = (fr.PREFACE if self.client else b"") + fr.settings(values)
+        more = limits.connection_window - fr.DEFAULT_WINDOW
+        self.emit(hello + fr.window_update(0, more) if more > 0 else hello)
 
     @property
     def has_room(self) -> bool:
