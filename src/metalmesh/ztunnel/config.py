@@ -47,7 +47,10 @@ class ZtunnelConfig:
     #: where the last good state is kept
     state_dir: str = f"{STATE_DIR}/ztunnel"
     workers: int = 2
+    #: how long connections may go on when the service stops
     drain_deadline_seconds: float = 25
+    #: how long they may go on when it restarts by handover (``systemctl reload``)
+    handover_deadline_seconds: float = 86_400
     #: hold NetworkPolicy port rules inside HBONE too
     network_policy_inner_enforcement: bool = True
     #: life asked of the CA for workload certificates
@@ -107,8 +110,9 @@ def _check(config: ZtunnelConfig, source: str, environ: Mapping[str, str]) -> No
             refuse(key, f"{address!r} is not HOST:PORT, such as cp1.example.org:{PORT_XDS}")
     if not 1 <= config.workers <= MAX_WORKERS:
         refuse("workers", f"must be 1 to {MAX_WORKERS}, is {config.workers}")
-    if config.drain_deadline_seconds < 0:
-        refuse("drain_deadline_seconds", f"must not be negative: {config.drain_deadline_seconds}")
+    for key in ("drain_deadline_seconds", "handover_deadline_seconds"):
+        if getattr(config, key) < 0:
+            refuse(key, f"must not be negative: {getattr(config, key):g}")
     if config.secret_ttl_seconds < 60:
         refuse("secret_ttl_seconds", f"must be at least 60, is {config.secret_ttl_seconds}")
     if config.tls_keylog_path and environ.get("METALMESH_LAB") != "1":

@@ -2,7 +2,8 @@
 
 Both are kept in systemd's fd store, as ``netns-INODE`` and ``listener-PORT-INODE`` (inode of the
 network namespace, which an open descriptor keeps alive). After a restart the same namespace gets
-its old sockets back, with every connection that queued in them meanwhile.
+its old sockets back, with every connection that queued in them meanwhile. A main process that
+hands over also leaves the pipes of its workers there, as ``worker-PID``.
 """
 
 from __future__ import annotations
@@ -68,13 +69,26 @@ class DescriptorStore:
     def __init__(self, notifier: Notifier, received: Iterable[tuple[str, int]]) -> None:
         self._notifier = notifier
         self._waiting: dict[str, int] = {}
+        self._workers: list[tuple[int, int]] = []
         for name, fd in received:
-            if name.startswith(("listener-", "netns-")) and name not in self._waiting:
+            if name.startswith("worker-") and name[7:].isdigit():
+                self._workers.append((int(name[7:]), fd))
+                notifier.unstore(name)
+            elif name.startswith(("listener-", "netns-")) and name not in self._waiting:
                 self._waiting[name] = fd
             else:
                 log.warning("closing a stored descriptor that is not ours", {"name": name})
                 os.close(fd)
                 notifier.unstore(name)
+
+    def store_worker(self, pid: int, fd: int) -> None:
+        """Keep our end of a worker's pipe for the main process after us."""
+        self._notifier.store(f"worker-{pid}", [fd])
+
+    def take_workers(self) -> list[tuple[int, int]]:
+        """Pid and pipe of the workers that the main process before us handed over."""
+        workers, self._workers = self._workers, []
+        return workers
 
     def netns(self, netns_id: tuple[int, int]) -> int | None:
         """A duplicate of the stored descriptor of a namespace; None when there is none."""

@@ -28,7 +28,7 @@ from metalmesh.ztunnel.mesh import SUBSCRIPTIONS, MeshView
 from metalmesh.ztunnel.saved import SavedState, SavedWorkloads
 from metalmesh.ztunnel.servers import Servers
 from metalmesh.ztunnel.telemetry import MainMetrics, WorkerSeries
-from metalmesh.ztunnel.workers import Worker, WorkerPool
+from metalmesh.ztunnel.workers import WorkerPool
 from metalmesh.ztunnel.zds import ZdsClient
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from metalmesh.xds.delta_client import Update
     from metalmesh.zds.messages import AddWorkload
     from metalmesh.ztunnel.config import ZtunnelConfig
+    from metalmesh.ztunnel.process import Worker
 
 STATUS_INTERVAL_SECONDS: Final = 10.0
 #: how often the counters of the workers are fetched, so that little is lost when one dies
@@ -72,6 +73,7 @@ class Ztunnel:
         self.zds = ZdsClient(config.zds_socket, self)
         self.descriptors = DescriptorStore(self.notifier, received_fds())
         self.stop_requested = asyncio.Event()
+        self._handing_over = False
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life --------------------------------------------------------------------------------
@@ -80,7 +82,10 @@ class Ztunnel:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop_requested.set)
+        loop.add_signal_handler(signal.SIGHUP, self._request_handover)
         self.saved.restore()
+        for pid, fd in self.descriptors.take_workers():
+            self.pool.adopt(pid, fd)
         self.pool.start()
         servers = Servers(self)
         await servers.listen()
@@ -95,9 +100,12 @@ class Ztunnel:
         self.notifier.ready(self.status())
         log.info("started", {"node": self.config.node_name, "workers": self.config.workers})
         await self._wait_for_end()
-        self.notifier.stopping()
-        log.info("draining", {"deadline_seconds": self.config.drain_deadline_seconds})
-        await self.pool.drain(self.config.drain_deadline_seconds)
+        if self._handing_over:
+            await self._hand_over()
+        else:
+            self.notifier.stopping()
+            log.info("draining", {"deadline_seconds": self.config.drain_deadline_seconds})
+            await self.pool.drain(self.config.drain_deadline_seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -105,6 +113,23 @@ class Ztunnel:
         await self.ca.close()
         await self.saved.close()
         log.info("stopped")
+
+    def _request_handover(self) -> None:
+        """SIGHUP: make room for a new main process without ending a connection.
+
+        Needs systemd (``Restart=always``, ``KillMode=process``, an fd store) to start it.
+        """
+        if not self.notifier.enabled:
+            log.warning("no handover: not run by systemd")
+            return
+        self._handing_over = True
+        self.stop_requested.set()
+
+    async def _hand_over(self) -> None:
+        workers = await self.pool.hand_over(self.config.handover_deadline_seconds)
+        for worker in workers:
+            self.descriptors.store_worker(worker.pid, worker.channel.fileno())
+        log.info("handing over", {"workers": len(workers)})
 
     async def _resume_workloads(self) -> None:
         """Go on with what the last process served, as far as its namespaces are still there."""
@@ -146,7 +171,7 @@ class Ztunnel:
         """Fetch the counters of every worker."""
         for worker, reply in await self.pool.collect("metrics"):
             if isinstance(reply, messages.MetricsReply):
-                self.series.report(worker.process.pid, reply.series)
+                self.series.report(worker.pid, reply.series)
 
     def status(self) -> str:
         """One line for ``systemctl status``."""
@@ -262,13 +287,13 @@ class Ztunnel:
                 if answer is not None:
                     worker.send(answer)
             case messages.Ready():
-                log.info("worker ready", {"pid": worker.process.pid})
+                log.info("worker ready", {"pid": worker.pid})
             case _:
                 log.warning("unexpected message of a worker", {"type": type(message).__name__})
 
     def on_exit(self, worker: Worker) -> None:
         """A worker is gone."""
-        self.series.finish(worker.process.pid)
+        self.series.finish(worker.pid)
         self.mesh.forget_worker(worker)
 
 

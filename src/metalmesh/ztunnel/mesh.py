@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from metalmesh.xds.delta_client import Update
     from metalmesh.ztunnel.config import ZtunnelConfig
     from metalmesh.ztunnel.locals import LocalWorkload
-    from metalmesh.ztunnel.workers import Worker
+    from metalmesh.ztunnel.process import Worker
 
 SUBSCRIPTIONS: Final = (
     Subscription(type_url=TYPE_ADDRESS, decode=decode_address),

@@ -3,27 +3,26 @@
 A worker that exits or stops answering is replaced; the others are not disturbed, because every
 worker has descriptors of its own for the same listening sockets. Whoever owns the pool sends a new
 worker everything it needs in ``on_start``.
+
+When main hands over to its successor (restart for an upgrade or a changed configuration), its
+workers stop accepting and the successor adopts them until their last connection has ended: they
+still hear of policies and removed workloads, and are counted and drained like the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 
 from metalmesh.errors import ProtocolError
 from metalmesh.service.backoff import Backoff
 from metalmesh.service.logs import Log
 from metalmesh.ztunnel import messages
-from metalmesh.ztunnel.ipc import Channel, socket_pair
+from metalmesh.ztunnel.process import Worker, adopt_worker, resolve, start_worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-T = TypeVar("T")
 
 RESTART_INITIAL_SECONDS: Final = 0.05
 RESTART_MAXIMUM_SECONDS: Final = 5.0
@@ -35,6 +34,7 @@ ACK_TIMEOUT_SECONDS: Final = 5.0
 COLLECT_TIMEOUT_SECONDS: Final = 1.0
 #: beyond the drain deadline, before a worker is killed
 EXIT_GRACE_SECONDS: Final = 2.0
+FLUSH_INTERVAL_SECONDS: Final = 0.01
 
 log = Log("metalmesh.ztunnel.workers")
 
@@ -52,33 +52,6 @@ class PoolOwner(Protocol):
         """A worker is gone."""
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One running data worker."""
-
-    slot: int
-    process: subprocess.Popen[bytes]
-    channel: Channel
-    pidfd: int
-    started_at: float
-    heard_at: float
-    ready: bool = False
-    #: uid -> future of the answer to AddWorkload
-    acks: dict[str, asyncio.Future[str]] = field(default_factory=dict)
-    replies: dict[int, asyncio.Future[messages.Message]] = field(default_factory=dict)
-
-    def send(self, message: messages.Message, fds: Sequence[int] = ()) -> None:
-        """Send a message; what the socket does not take at once follows when it can."""
-        self.channel.send(message, fds)
-        if self.channel.wants_write:
-            asyncio.get_running_loop().add_writer(self.channel.fileno(), self._flush)
-
-    def _flush(self) -> None:
-        self.channel.flush()
-        if self.channel.closed or not self.channel.wants_write:
-            asyncio.get_running_loop().remove_writer(self.channel.fileno())
-
-
 class WorkerPool:
     """``count`` workers, always."""
 
@@ -86,6 +59,8 @@ class WorkerPool:
         self._owner = owner
         self._count = count
         self._workers: dict[int, Worker] = {}
+        #: started by a main process that handed over to us; they only finish what they have
+        self._adopted: list[Worker] = []
         self._backoff = [
             Backoff(RESTART_INITIAL_SECONDS, RESTART_MAXIMUM_SECONDS) for _ in range(count)
         ]
@@ -96,8 +71,13 @@ class WorkerPool:
 
     @property
     def workers(self) -> list[Worker]:
-        """Those that run now."""
+        """Those that serve now; adopted ones are not among them."""
         return list(self._workers.values())
+
+    @property
+    def everybody(self) -> list[Worker]:
+        """Adopted workers, too."""
+        return [*self._workers.values(), *self._adopted]
 
     @property
     def ready(self) -> bool:
@@ -111,23 +91,52 @@ class WorkerPool:
 
     def broadcast(self, message: messages.Message) -> None:
         """Tell every worker."""
-        for worker in self.workers:
+        for worker in self.everybody:
             worker.send(message)
+
+    def adopt(self, pid: int, fd: int) -> None:
+        """Take over a worker of the main process before us; takes ``fd`` over."""
+        try:
+            worker = adopt_worker(pid, fd, asyncio.get_running_loop().time())
+        except OSError as error:
+            log.warning("worker not adopted", {"pid": pid, "error": str(error)})
+            return
+        self._adopted.append(worker)
+        self._watch(worker)
+        log.info("worker adopted", {"pid": pid})
+
+    async def hand_over(self, deadline_seconds: float) -> list[Worker]:
+        """Have every worker accept no more; return all, for our successor to adopt."""
+        self._stopping = True
+        loop = asyncio.get_running_loop()
+        for worker in self.everybody:
+            # what it says from now on is for the successor
+            loop.remove_reader(worker.channel.fileno())
+            if not worker.adopted:
+                worker.send(messages.Drain(deadline_seconds=deadline_seconds))
+        give_up_at = loop.time() + EXIT_GRACE_SECONDS
+        while any(w.channel.wants_write for w in self.everybody) and loop.time() < give_up_at:
+            await asyncio.sleep(FLUSH_INTERVAL_SECONDS)
+        return self.everybody
 
     def _spawn(self, slot: int) -> None:
         if self._stopping:
             return
         loop = asyncio.get_running_loop()
         try:
-            worker = _start_worker(slot, loop.time())
+            worker = start_worker(slot, loop.time())
         except OSError as error:
             log.error("worker not started", {"error": str(error)})
             loop.call_later(self._backoff[slot].next_delay(), self._spawn, slot)
             return
         self._workers[slot] = worker
+        self._watch(worker)
+        self._owner.on_start(worker)
+
+    def _watch(self, worker: Worker) -> None:
+        loop = asyncio.get_running_loop()
         loop.add_reader(worker.channel.fileno(), self._receive, worker)
         loop.add_reader(worker.pidfd, self._exited, worker)
-        self._owner.on_start(worker)
 
     def _receive(self, worker: Worker) -> None:
         worker.heard_at = asyncio.get_running_loop().time()
@@ -150,38 +159,32 @@ class WorkerPool:
                 worker.ready = True
                 self._owner.on_message(worker, message)
             case messages.Ack(uid=uid, error=error):
-                _resolve(worker.acks.pop(uid, None), error)
+                resolve(worker.acks.pop(uid, None), error)
             case messages.MetricsReply() | messages.ConnectionsReply():
-                _resolve(worker.replies.pop(message.request_id, None), message)
+                resolve(worker.replies.pop(message.request_id, None), message)
             case messages.Pong() | messages.Drained():
                 pass  # hearing it was the point; the exit follows by itself
             case _:
                 self._owner.on_message(worker, message)
 
     def _exited(self, worker: Worker) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(worker.pidfd)
-        os.close(worker.pidfd)
-        status = worker.process.wait()
         if not worker.channel.closed:
             self._receive(worker)  # what it said last
-        loop.remove_reader(worker.channel.fileno())
-        loop.remove_writer(worker.channel.fileno())
-        worker.channel.close()
-        for ack in worker.acks.values():
-            ack.cancel()
-        for reply in worker.replies.values():
-            reply.cancel()
-        del self._workers[worker.slot]
+        status = worker.bury()
+        if worker.adopted:
+            self._adopted.remove(worker)
+        else:
+            del self._workers[worker.slot]
         self._owner.on_exit(worker)
         self._gone.set()
-        if self._stopping:
+        if worker.adopted or self._stopping:
             return
         self.restarts += 1
+        loop = asyncio.get_running_loop()
         backoff = self._backoff[worker.slot]
         if loop.time() - worker.started_at > HEALTHY_SECONDS:
             backoff.reset()
-        log.error("worker exited", {"pid": worker.process.pid, "status": status})
+        log.error("worker exited", {"pid": worker.pid, "status": status})
         loop.call_later(backoff.next_delay(), self._spawn, worker.slot)
 
     async def add_workload(self, message: messages.AddWorkload, fds: Sequence[int]) -> str:
@@ -208,7 +211,7 @@ class WorkerPool:
         """Ask every worker for its ``metrics`` or ``connections``; late ones are left out."""
         loop = asyncio.get_running_loop()
         waiting: dict[asyncio.Future[messages.Message], Worker] = {}
-        for worker in self.workers:
+        for worker in self.everybody:
             if worker.ready:
                 self._next_request += 1
                 future: asyncio.Future[messages.Message] = loop.create_future()
@@ -225,15 +228,15 @@ class WorkerPool:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(PING_INTERVAL_SECONDS)
-            for worker in self.workers:
+            for worker in self.everybody:
                 if loop.time() - worker.heard_at > PING_TIMEOUT_SECONDS:
                     self._kill(worker, f"silent for {PING_TIMEOUT_SECONDS:g} s")
                 else:
                     worker.send(messages.Ping(request_id=0))
 
     def _kill(self, worker: Worker, reason: str) -> None:
-        log.error("killing worker", {"pid": worker.process.pid, "error": reason})
-        worker.process.kill()
+        log.error("killing worker", {"pid": worker.pid, "error": reason})
+        worker.kill()
 
     async def drain(self, deadline_seconds: float) -> None:
         """Let every worker finish its connections; return when all have exited."""
@@ -241,36 +244,11 @@ class WorkerPool:
         self.broadcast(messages.Drain(deadline_seconds=deadline_seconds))
         loop = asyncio.get_running_loop()
         kill_at = loop.time() + deadline_seconds + EXIT_GRACE_SECONDS
-        while self._workers:
+        while self.everybody:
             self._gone.clear()
             try:
                 await asyncio.wait_for(self._gone.wait(), max(0.0, kill_at - loop.time()))
             except TimeoutError:
-                for worker in self.workers:
+                for worker in self.everybody:
                     self._kill(worker, "still running after the drain deadline")
                 kill_at = loop.time() + EXIT_GRACE_SECONDS
-
-
-def _start_worker(slot: int, now: float) -> Worker:
-    ours, theirs = socket_pair()
-    with theirs:
-        fd = theirs.fileno()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "metalmesh.ztunnel.worker", "--fd", str(fd)],
-            pass_fds=[fd],
-            stdin=subprocess.DEVNULL,
-        )
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except OSError:
-        ours.close()
-        process.kill()
-        process.wait()
-        raise
-    return Worker(slot, process, Channel(ours), pidfd, now, now)
-
-
-def _resolve(future: asyncio.Future[T] | None, value: T) -> None:
-    """Complete a future that is still waited for."""
-    if future is not None and not future.done():
-        future.set_result(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from metalmesh.constants import TYPE_ADDRESS
+from metalmesh.model.authorization import Action, Authorization, PolicyScope
 from tests.support.apps import ask, echo_app
 from tests.support.waits import WAITS, wait_until
 from tests.support.ztunnel_stage import Guest, Stage
@@ -88,6 +90,49 @@ def test_open_connections_survive_the_death_of_main_alone(stage: Stage, pair: Pa
         WAITS["service"],
         what="old workers gone",
     )
+
+
+def test_handover_ends_no_connection_and_loses_no_control(stage: Stage, pair: Pair) -> None:
+    """``systemctl reload``: a new main, new workers; the old ones finish and still obey policies.
+
+    The agent says nothing meanwhile: everything comes from the fd store and the state directory.
+    """
+    one, two = pair
+    stage.settings["workers"] = 3
+    with echo_app(two.netns, PORT), one.netns.connect(two.netns.address, PORT) as connection:
+        connection.sendall(b"a")
+        assert connection.recv(1) == b"a"
+        old = stage.worker_pids()
+        stage.agent.drop()
+        assert stage.stop(signal.SIGHUP) == 0
+        assert {name for name, _ in stage.systemd.stored} >= {f"worker-{pid}" for pid in old}
+        stage.start()
+        wait_until(lambda: reachable(one, two), WAITS["crash_restart"], what="new connections")
+        connection.sendall(b"b")
+        assert connection.recv(1) == b"b"
+        assert len(stage.worker_pids()) == 3
+        assert stage.log().count("worker adopted") == 2
+        stage.snapshot(one, two)
+        (inbound,) = stage.dump()["workloadState"][two.workload.uid]["connections"]["inbound"]
+        assert inbound["protocol"] == "HBONE"
+        stage.plane.set(
+            Authorization(
+                name="closed",
+                namespace="shop",
+                scope=PolicyScope.NAMESPACE,
+                action=Action.DENY,
+                rules=((),),
+            )
+        )
+        connection.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b"", "the old worker heard of the policy"
+    wait_until(
+        lambda: not any(os.path.exists(f"/proc/{pid}") for pid in old),  # noqa: PTH110
+        WAITS["service"],
+        what="old workers gone",
+    )
+    assert not any(name.startswith("worker-") for name, _ in stage.systemd.stored)
 
 
 def test_dead_worker_is_replaced_and_its_counters_stay(stage: Stage, pair: Pair) -> None:

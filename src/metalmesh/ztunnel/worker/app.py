@@ -94,8 +94,9 @@ class Worker:
                 for fd in self._fds:
                     os.close(fd)
                 self._fds = []
-        if self._channel.closed and not self._draining:
+        if self._channel.closed:
             self._loop.unwatch(self._channel.fileno())
+            # also when draining already, with more time: nobody tells us of policies any more
             self._log.line("error", "worker", "main process is gone: draining")
             self._drain(m.Drain(deadline_seconds=_ORPHAN_DEADLINE_SECONDS))
 
