@@ -19,6 +19,13 @@ from tests.support.ztunnel_stage import Guest, Stage
 pytestmark = pytest.mark.root
 PORT = 8080
 Pair = tuple[Guest, Guest]
+CLOSED = Authorization(
+    name="closed",
+    namespace="shop",
+    scope=PolicyScope.NAMESPACE,
+    action=Action.DENY,
+    rules=((),),
+)
 
 
 def reachable(one: Guest, two: Guest) -> bool:
@@ -115,15 +122,7 @@ def test_handover_ends_no_connection_and_loses_no_control(stage: Stage, pair: Pa
         stage.snapshot(one, two)
         (inbound,) = stage.dump()["workloadState"][two.workload.uid]["connections"]["inbound"]
         assert inbound["protocol"] == "HBONE"
-        stage.plane.set(
-            Authorization(
-                name="closed",
-                namespace="shop",
-                scope=PolicyScope.NAMESPACE,
-                action=Action.DENY,
-                rules=((),),
-            )
-        )
+        stage.plane.set(CLOSED)
         connection.settimeout(5)
         with contextlib.suppress(ConnectionResetError):
             assert connection.recv(1) == b"", "the old worker heard of the policy"
