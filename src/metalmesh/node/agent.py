@@ -162,9 +162,9 @@ class NodeAgent:
 
     # --- state -----------------------------------------------------------------------------
     def pending(self) -> list[str]:
-        """What readiness still waits for: local duties only."""
+        """What readiness still waits for: duties of the node itself, not a single workload's."""
         names = [] if self._started else ["start"]
-        return names + sorted(self.reconciler.failing)
+        return names + sorted(self.reconciler.failing.keys() & set(_NODE_JOBS))
 
     def status(self) -> str:
         """One line for ``systemctl status``."""

@@ -50,9 +50,13 @@ def bring_up(workload: LocalWorkload, config: NodeConfig, state: NodeState) -> l
 def repair(workload: LocalWorkload, config: NodeConfig, state: NodeState) -> list[str]:
     """Like :func:`bring_up` for a netns that is up; one that is not stays down."""
     with state.locked():
-        record = state.records().get(workload.netns)
-        if record is None or not _is_namespace(netns_path(workload.netns)):
+        if workload.netns not in state.records():
             return []
+        if not _is_namespace(netns_path(workload.netns)):
+            raise NetworkError(
+                f"netns {workload.netns} was deleted without `metalmesh node netns down`; "
+                f"restart metalmesh-netns@{workload.netns}.service and what runs in it"
+            )
         fd = open_netns(netns_path(workload.netns))
         try:
             return _bring_up_inside(workload, config, state, fd)
