@@ -101,6 +101,7 @@ class Enrolment:
         watch = DirectoryWatch(self._config.workloads_dir, self._state.netns_dir)
         wake = asyncio.Event()
         loop.add_reader(watch.fileno(), wake.set)
+        wake.set()  # whatever came up between the first refresh and this watch is looked at now
         try:
             while True:
                 try:
