@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.hbone import frames as fr
+from metalmesh.hbone.blocks import BlockReader
 from metalmesh.hbone.headers import HeaderDecoder, MalformedError, response_block
-from metalmesh.hbone.reader import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,19 +24,14 @@ _ALIVE_PING: Final = b"mm-alive"
 _ASSUMED_STREAMS: Final = 100
 
 
-class Mux(FrameReader):
+class Mux(BlockReader):
     """The connection; the subclass moves bytes and creates streams."""
 
     __slots__ = (
-        "_block",
-        "_block_flags",
-        "_block_frames",
-        "_block_stream",
         "_decoder",
         "_goaway_last",
         "_last_id",
         "_next_id",
-        "_ordered",
         "_ping_sent_at",
         "draining",
         "peer_goaway",
@@ -47,13 +42,6 @@ class Mux(FrameReader):
         super().__init__(client=client, limits=limits, shared=shared)
         self._next_id = 1
         self._last_id = 0
-        # a header block that continues in the next frame
-        self._block = b""
-        self._block_flags = 0
-        self._block_frames = 0
-        self._block_stream = 0
-        #: only one kind of frame is allowed now: SETTINGS at first, CONTINUATION in a block
-        self._ordered = True
         self._decoder = HeaderDecoder(limits.max_header_bytes)
         self._goaway_last = fr.MAX_STREAM_ID
         self._ping_sent_at = -1.0
@@ -165,7 +153,7 @@ class Mux(FrameReader):
                 stream.on_reset(code)
 
     # --- frames
-    def data_stream(self, stream_id: int, size: int) -> Stream | None:
+    def _data_stream_of(self, stream_id: int, size: int) -> Stream | None:
         """Charge the windows for a DATA frame; the stream it belongs to, if still open."""
         if self._ordered:
             self._check_order(fr.DATA, stream_id)
@@ -184,7 +172,7 @@ class Mux(FrameReader):
             raise fr.H2Error(fr.FLOW_CONTROL_ERROR, f"DATA exceeds the window of {stream_id}")
         return stream
 
-    def handle_control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+    def _handle_control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Dispatch; unknown kinds are ignored as RFC 9113 section 5.5 wants."""
         if self._ordered:
             self._check_order(kind, stream_id)
@@ -194,15 +182,6 @@ class Mux(FrameReader):
         else:
             handler(self, flags, stream_id, payload)
 
-    def _check_order(self, kind: int, stream_id: int) -> None:
-        if self._block_stream:
-            if kind != fr.CONTINUATION or stream_id != self._block_stream:
-                raise fr.H2Error(fr.PROTOCOL_ERROR, "header block interrupted by another frame")
-        elif kind != fr.SETTINGS:
-            raise fr.H2Error(
-                fr.PROTOCOL_ERROR, f"http2 handshake failed: frame {kind} before SETTINGS"
-            )
-
     def _check_not_idle(self, stream_id: int, what: str) -> None:
         used = self._next_id - 1 if self.client else self._last_id
         if stream_id == 0 or stream_id > used or stream_id % 2 == 0:
@@ -210,7 +189,7 @@ class Mux(FrameReader):
 
     def _on_padded_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         data = fr.unpad(payload)
-        stream = self.data_stream(stream_id, len(payload))
+        stream = self._data_stream_of(stream_id, len(payload))
         self.charge_flood(0 if data else 1, "padded DATA")
         if stream is None:
             return
@@ -221,39 +200,8 @@ class Mux(FrameReader):
         if flags & fr.END_STREAM:
             self.remote_ended(stream)
 
-    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if flags & fr.PADDED:
-            payload = fr.unpad(payload)
-        if flags & fr.PRIORITY_FLAG:
-            payload = payload[5:]
-        if flags & fr.END_HEADERS:
-            self._on_block(stream_id, payload, ended=flags & fr.END_STREAM != 0)
-        else:
-            self._block, self._block_flags, self._block_stream = payload, flags, stream_id
-            self._block_frames = 0
-            self._ordered = True
-            self._check_stream_id(stream_id)
-
-    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if not self._block_stream:
-            raise fr.H2Error(fr.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
-        self.charge_flood(1, "CONTINUATION")
-        self._block += payload
-        self._block_frames += 1
-        if len(self._block) > self.limits.max_header_bytes or self._block_frames > 32:
-            raise fr.H2Error(fr.ENHANCE_YOUR_CALM, "header block is too long")
-        if flags & fr.END_HEADERS:
-            block, self._block = self._block, b""
-            self._block_stream = 0
-            self._ordered = False
-            self._on_block(stream_id, block, ended=self._block_flags & fr.END_STREAM != 0)
-
-    def _check_stream_id(self, stream_id: int) -> None:
-        if stream_id % 2 == 0:
-            raise fr.H2Error(fr.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}: not a client's")
-
-    def _on_block(self, stream_id: int, block: bytes, *, ended: bool) -> None:
-        self._check_stream_id(stream_id)
+    def on_block(self, stream_id: int, block: bytes, *, ended: bool) -> None:
+        """A whole header block has arrived."""
         stream = self.streams.get(stream_id)
         try:
             headers = self._decoder.decode(block)
