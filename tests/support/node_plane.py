@@ -32,7 +32,7 @@ class Plane:
         self._run("ca", "init", "--dir", str(self._root / "ca"), "--trust-domain", "cluster.local")
         root = (self._root / "ca" / "root-cert.pem").read_bytes()
         (node.directory / "root-cert.pem").write_bytes(root)
-        config = {
+        self._config = {
             "component": "controlplane",
             "server_names": [ADDRESS],
             "store_dir": str(self.store),
@@ -40,7 +40,6 @@ class Plane:
             "tokens_dir": str(self._root / "tokens"),
             "state_dir": str(self._root / "state"),
         }
-        (self._root / "controlplane.yaml").write_text(yaml.safe_dump(config))
 
     def _run(self, *arguments: str) -> str:
         line = [sys.executable, "-m", "metalmesh.cli.main", *arguments]
@@ -53,6 +52,9 @@ class Plane:
         return self._run("token", "create", "--node", node, "--tokens-dir", tokens)
 
     def start(self) -> None:
+        """Run it."""
+        text = yaml.safe_dump(self._config)
+        (self._root / "controlplane.yaml").write_text(text)
         log = (self._root / "log").open("ab")
         line = [sys.executable, "-m", "metalmesh.cli.main", "controlplane", "run"]
         self._process = self._node.outside.popen(
