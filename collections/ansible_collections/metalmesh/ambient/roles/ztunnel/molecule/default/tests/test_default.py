@@ -47,6 +47,27 @@ def test_metrics_are_served(host):
     assert "istio_build" in body
 
 
+def test_reload_replaces_the_processes(host):
+    """An upgrade or a changed setting: a new main, new workers; the unit never fails."""
+    before = properties(host, UNIT, "MainPID")["MainPID"]
+    host.check_output(f"systemctl reload {UNIT}")
+    deadline = time.monotonic() + 5
+    while (
+        properties(host, UNIT, "MainPID")["MainPID"] in (before, "0") or get(host, READY)[0] != 200
+    ):
+        assert time.monotonic() < deadline, host.run(f"journalctl -n 40 -u {UNIT}").stdout
+    while (
+        len(
+            host.check_output(
+                f"systemctl show -p ControlGroup --value {UNIT} | "
+                "xargs -I{} cat /sys/fs/cgroup{}/cgroup.procs"
+            ).split()
+        )
+        != 3
+    ):
+        assert time.monotonic() < deadline, "workers without connections have nothing to finish"
+
+
 def test_killed_service_is_back_within_two_seconds(host):
     """The bound of the project for a crash."""
     before = properties(host, UNIT, "MainPID")["MainPID"]
