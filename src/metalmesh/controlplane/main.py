@@ -52,7 +52,8 @@ _OPTIONS: Final[list[tuple[str, Any]]] = [
 #: how often the CA's files, the serving certificate and the status line are looked after
 MAINTENANCE_SECONDS: Final = 2.0
 SWEEP_SECONDS: Final = 3600.0
-STOP_GRACE_SECONDS: Final = 1.0
+#: unary calls take milliseconds; streams only end by being cut
+STOP_GRACE_SECONDS: Final = 0.2
 
 log = Log("metalmesh.controlplane")
 
