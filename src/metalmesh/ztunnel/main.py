@@ -221,6 +221,7 @@ class Ztunnel:
             return
         self.remove(workload.uid)
         try:
+            self._check_unserved(workload.uid, identity)
             listeners = self.descriptors.open(netns_fd)
         except BaseException:
             os.close(netns_fd)
@@ -234,6 +235,15 @@ class Ztunnel:
         self.metrics.started.inc()
         self._workloads_changed()
         log.info("serving", {"uid": workload.uid, "identity": local.view.identity})
+
+    def _check_unserved(self, uid: str, netns_id: tuple[int, int]) -> None:
+        """One namespace has one identity; the kernel would share its ports among several."""
+        for other in self.mesh.locals.values():
+            if other.netns_id == netns_id:
+                raise NetworkError(
+                    f"workload {uid}: its network namespace is served for workload "
+                    f"{other.info.uid} already; remove that one first"
+                )
 
     def remove(self, uid: str) -> None:
         """Stop serving a workload at once."""

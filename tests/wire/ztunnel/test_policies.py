@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from metalmesh.constants import TYPE_AUTHORIZATION
+from metalmesh.constants import TYPE_AUTHORIZATION, TYPE_NETWORK_POLICY
 from metalmesh.model.authorization import (
     Action,
     Authorization,
@@ -16,6 +16,13 @@ from metalmesh.model.authorization import (
     MatchKind,
     PolicyScope,
     StringMatch,
+)
+from metalmesh.model.network_policy import (
+    CompiledNetworkPolicy,
+    PolicyPort,
+    PolicyRule,
+    Protocol,
+    SelectedWorkload,
 )
 from tests.support.apps import ask, echo_app
 from tests.support.waits import WAITS, wait_until
@@ -123,6 +130,28 @@ def test_policy_that_never_arrives_denies(stage: Stage, pair: Pair) -> None:
         assert ended(connection)
         assert app.callers == []
     stage.wait_log("policy not known yet: shop/never")
+
+
+def test_network_policy_holds_inside_the_tunnel(stage: Stage, pair: Pair) -> None:
+    """15008 is open on the wire; the inner port is decided by the same policy (DESIGN 3)."""
+    one, two = pair
+    selected = (SelectedWorkload(two.workload.uid, two.workload.addresses),)
+    only_80 = CompiledNetworkPolicy(
+        name="web-only",
+        namespace="shop",
+        selected=selected,
+        ingress=True,
+        egress=False,
+        ingress_rules=(PolicyRule(ports=(PolicyPort(Protocol.TCP, 80),)),),
+    )
+    with echo_app(two.netns, PORT), echo_app(two.netns, 80):
+        assert reachable(one, two)
+        stage.plane.set(only_80)
+        wait_until(lambda: not reachable(one, two), WAITS["policy"], what="port closed")
+        assert ask(one.netns, two.netns.address, 80, b"x") == b"x"
+        stage.wait_log("no ingress rule of NetworkPolicy shop/web-only admits tcp/8080")
+        stage.plane.remove(TYPE_NETWORK_POLICY, "shop/web-only")
+        wait_until(lambda: reachable(one, two), WAITS["policy"], what="port open again")
 
 
 def test_nothing_is_admitted_before_policies_have_been_received(stage: Stage) -> None:
