@@ -45,9 +45,7 @@ class Peer:
         """Whether ``address`` is in the range and in none of the exceptions."""
         if address.version != self.cidr.version or address not in self.cidr:
             return False
-        return not any(
-            address.version == net.version and address in net for net in self.excepted
-        )
+        return not any(address.version == net.version and address in net for net in self.excepted)
 
 
 @dataclass(frozen=True, slots=True)
