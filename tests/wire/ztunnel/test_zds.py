@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -145,3 +146,26 @@ def test_silent_peer_of_the_socket_does_not_hold_the_ztunnel(stage: Stage, pair:
     assert b"not protobuf" in peer.recv(1024)
     stage.snapshot(one, two)
     stage.wait_ready()
+
+
+def test_workloads_come_and_go_without_a_trace(stage: Stage, pair: Pair) -> None:
+    """Descriptors of main and of every worker, and the fd store, are as before."""
+    one, two = pair
+
+    def open_fds() -> list[int]:
+        assert stage.process is not None
+        pids = [stage.process.pid, *stage.worker_pids()]
+        return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids]
+
+    def cycle() -> None:
+        stage.forget(two)
+        assert stage.agent.ask(two.announcement, two.netns.path) == ""
+
+    with echo_app(two.netns, PORT):
+        cycle()
+        before = open_fds()
+        for _ in range(20):
+            cycle()
+        wait_until(lambda: open_fds() == before, WAITS["service"], what=f"{before} again")
+        assert ask(one.netns, two.netns.address, PORT, b"x") == b"x"
+    wait_until(lambda: len(stage.systemd.stored) == 8, WAITS["service"], what="store as before")
