@@ -92,7 +92,7 @@ class _Run:
 
     def _accept(self, parsed: ParsedObject) -> AcceptedObject:
         known = self._previous.get(parsed.id)
-        if known is not None and known.data == parsed.data:
+        if known is not None and (known.data is parsed.data or known.data == parsed.data):
             # the very same value as before: computation recognises it
             if known.source == parsed.source:
                 return known
@@ -105,6 +105,7 @@ class _Run:
             source=parsed.source,
             created=resource.meta.creation_timestamp or (known.created if known else self._now),
             data=parsed.data,
+            claims=_claims(resource),
         )
 
     def keep_last_good(self) -> None:
@@ -149,20 +150,19 @@ class _Run:
         """Who loses: what was claimed before comes first, then the older object."""
         owners: dict[str, AcceptedObject] = {}
         found = []
-        claimants = [item for item in self.objects.values() if _claims(item.resource)]
+        claimants = [item for item in self.objects.values() if item.claims]
         claimants.sort(key=lambda item: (not self._claimed_before(item), item.age))
         for item in claimants:
-            claims = _claims(item.resource)
-            taken = next((claim for claim in claims if claim in owners), "")
+            taken = next((claim for claim in item.claims if claim in owners), "")
             if taken:
                 found.append(_conflict(item, owners[taken], taken))
             else:
-                owners.update(dict.fromkeys(claims, item))
+                owners.update(dict.fromkeys(item.claims, item))
         return found
 
     def _claimed_before(self, item: AcceptedObject) -> bool:
         known = self._previous.get(item.id)
-        return known is not None and set(_claims(item.resource)) <= set(_claims(known.resource))
+        return known is item or (known is not None and set(item.claims) <= set(known.claims))
 
 
 def _claims(resource: Resource) -> tuple[str, ...]:
@@ -204,6 +204,7 @@ def rebuild(objects: Iterable[tuple[ParsedObject, str]]) -> dict[str, AcceptedOb
             source=parsed.source,
             created=created,
             data=parsed.data,
+            claims=_claims(parsed.resource),
         )
         for parsed, created in objects
     }

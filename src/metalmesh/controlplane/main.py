@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: clients read at most this much at once (istio-facts 3.1)
 MAX_SEND_BYTES: Final = 200 * 1024 * 1024
 #: what a client may send: the versions of all it holds; anybody can connect, so not more
-MAX_RECEIVE_BYTES: Final = 32 * 1024 * 1024
+MAX_RECEIVE_BYTES: Final = 16 * 1024 * 1024
 #: a stream is closed and authenticated anew after half an hour, as by istiod
 MAX_CONNECTION_AGE_MS: Final = 30 * 60 * 1000
 _OPTIONS: Final[list[tuple[str, Any]]] = [
@@ -48,6 +48,9 @@ _OPTIONS: Final[list[tuple[str, Any]]] = [
     # clients ping every 30 s, also without a call
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),
+    # a peer that connects and then says nothing is dropped
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", 1024),
 ]
 #: how often the CA's files, the serving certificate and the status line are looked after
 MAINTENANCE_SECONDS: Final = 2.0
@@ -125,6 +128,7 @@ class ControlPlane:
             self._notifier.stopping()
             await server.stop(STOP_GRACE_SECONDS)
             await debug.close()
+            self.keeper.save()
 
     async def _listen(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=_OPTIONS)
@@ -155,6 +159,7 @@ class ControlPlane:
         tasks = {
             stop,
             asyncio.ensure_future(self.keeper.run()),
+            asyncio.ensure_future(self.keeper.keep_saved()),
             asyncio.ensure_future(self._maintain()),
             asyncio.ensure_future(self._sweep()),
         }

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from metalmesh.controlplane.admission import admit
 from metalmesh.controlplane.compute import Computation, compute
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 log = Log("metalmesh.controlplane.resources")
 
-#: names that changed, by type URL
-Changes = "Mapping[str, frozenset[str]]"
+SAVE_RETRY_SECONDS: Final = 2.0
 
 
 class ResourceKeeper:
@@ -50,7 +49,7 @@ class ResourceKeeper:
         self.admission = Admission({})
         self.computation = Computation()
         self._reported: frozenset[str] = frozenset()
-        self._unsaved = True
+        self._save_wanted = asyncio.Event()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -79,8 +78,8 @@ class ResourceKeeper:
         if changed or not self.computation.snapshot.types:
             self._recompute()
             self._metrics.update_seconds.observe(time.monotonic() - started)
-        if self._unsaved or not _same_files(before, admission):
-            self._save()
+        if not _same_files(before, admission):
+            self._save_wanted.set()
 
     def _recompute(self) -> None:
         old = self.computation
@@ -111,17 +110,28 @@ class ResourceKeeper:
         self._metrics.refused.set(len(found))
         self._metrics.outdated.set(len(self.admission.outdated))
 
-    def _save(self) -> None:
+    def save(self) -> bool:
         """Write the state; without a working disk the control plane goes on serving."""
+        admission, computation = self.admission, self.computation
         try:
-            self._state.save_objects(self.admission.objects)
-            self._state.save_vips(self.computation.vips)
-            self._state.save_status(self.status())
-            self._unsaved = False
+            self._state.save_objects(admission.objects)
+            self._state.save_vips(computation.vips)
+            self._state.save_status(object_status(admission, computation.conditions))
         except StoreError as error:
-            self._unsaved = True  # tried again at the next look at the store
             self._metrics.state_failures.inc()
             log.error("state not saved", {"error": str(error)})
+            return False
+        return True
+
+    async def keep_saved(self) -> None:
+        """Save after changes, in a thread: a slow disk must not delay what is served."""
+        self._save_wanted.set()
+        while True:
+            await self._save_wanted.wait()
+            self._save_wanted.clear()
+            if not await asyncio.to_thread(self.save):
+                self._save_wanted.set()
+                await asyncio.sleep(SAVE_RETRY_SECONDS)
 
     def status(self) -> dict[str, Any]:
         """Every object and error with its conditions."""

@@ -28,6 +28,8 @@ class AcceptedObject:
     #: RFC 3339: its creationTimestamp, else when it was first accepted; decides who is older
     created: str
     data: Mapping[str, Any]
+    #: what it wants for itself alone (addresses), as error messages call it
+    claims: tuple[str, ...] = ()
 
     @property
     def age(self) -> tuple[str, str]:

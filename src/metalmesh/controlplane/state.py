@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 from typing import TYPE_CHECKING, Any, Final
@@ -28,15 +29,16 @@ _TOKEN_KEY: Final = "node-token-key.pem"  # noqa: S105 - a file's name
 _MODE: Final = 0o600
 _MODE_STATUS: Final = 0o644
 
-Vips = "Mapping[str, tuple[IPAddress, ...]]"
-
 
 class StateDirectory:
     """Files below one directory; every write is atomic."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        #: what the files hold, by a hash; a content that is there already is not written again
         self._written: dict[str, bytes] = {}
+        #: the saved form of each object, made once per version of it
+        self._texts: dict[str, tuple[AcceptedObject, str]] = {}
 
     def load_objects(self) -> tuple[dict[str, AcceptedObject], list[ResourceError]]:
         """What was in force when the service last ran, and what of it no longer parses."""
@@ -52,11 +54,14 @@ class StateDirectory:
 
     def save_objects(self, objects: Mapping[str, AcceptedObject]) -> None:
         """Remember what is in force."""
-        entries = [
-            {"source": item.source, "created": item.created, "data": item.data}
-            for item in sorted(objects.values(), key=lambda item: item.id)
-        ]
-        self._save(_OBJECTS, entries, _MODE)
+        texts: dict[str, tuple[AcceptedObject, str]] = {}
+        for key in sorted(objects):
+            item = objects[key]
+            known = self._texts.get(key)
+            texts[key] = known if known and known[0] is item else (item, _saved_form(item))
+        self._texts = texts
+        body = ",\n".join(text for _, text in texts.values())
+        self._save(_OBJECTS, f"[\n{body}\n]\n", _MODE)
 
     def load_vips(self) -> dict[str, tuple[IPAddress, ...]]:
         """Allocated service addresses."""
@@ -67,11 +72,12 @@ class StateDirectory:
 
     def save_vips(self, vips: Mapping[str, tuple[IPAddress, ...]]) -> None:
         """Remember allocated service addresses."""
-        self._save(_VIPS, {key: list(map(str, item)) for key, item in vips.items()}, _MODE)
+        addresses = {key: list(map(str, item)) for key, item in sorted(vips.items())}
+        self._save(_VIPS, json.dumps(addresses) + "\n", _MODE)
 
     def save_status(self, status: Mapping[str, Any]) -> None:
         """Publish the status of every object, for people and tools on this machine."""
-        self._save(_STATUS, status, _MODE_STATUS)
+        self._save(_STATUS, json.dumps(status) + "\n", _MODE_STATUS)
 
     def token_key(self) -> ec.EllipticCurvePrivateKey:
         """The key that signs node tokens; made at first use."""
@@ -98,14 +104,19 @@ class StateDirectory:
         except (OSError, ValueError) as error:
             raise StoreError(f"{path}: cannot be read ({error}); restore or remove it") from error
 
-    def _save(self, name: str, value: Any, mode: int) -> None:
-        data = json.dumps(value, indent=1).encode()
-        if self._written.get(name) != data:
+    def _save(self, name: str, text: str, mode: int) -> None:
+        data = text.encode()
+        digest = hashlib.sha256(data).digest()
+        if self._written.get(name) != digest:
             self._write(name, data, mode)
-            self._written[name] = data
+            self._written[name] = digest
 
     def _write(self, name: str, data: bytes, mode: int) -> None:
         try:
             write_atomic(self.directory / name, data, mode)
         except OSError as error:
             raise StoreError(f"{self.directory / name}: cannot be written: {error}") from error
+
+
+def _saved_form(item: AcceptedObject) -> str:
+    return json.dumps({"source": item.source, "created": item.created, "data": item.data})

@@ -81,8 +81,7 @@ def test_wildcards_become_presence_prefix_and_suffix(text: str, expected: String
     assert match.principals == (expected,)
 
 
-def test_every_l4_field_is_translated() -> None:
-    (rule,) = _rules("""
+EVERYTHING = """
 rules:
 - from:
   - source: {principals: [a], notPrincipals: [b], ipBlocks: [10.0.0.0/8, 192.0.2.1], notIpBlocks: [10.1.0.0/16]}
@@ -96,7 +95,11 @@ rules:
   - {key: source.principal, notValues: ["*"]}
   - {key: destination.ip, values: ["fd00::/64"]}
   - {key: destination.port, values: ["90"]}
-""")
+"""
+
+
+def test_every_l4_field_is_translated() -> None:
+    (rule,) = _rules(EVERYTHING)
     sources, operations, *conditions = rule
     assert sources == (
         Match(

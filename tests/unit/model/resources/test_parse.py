@@ -226,7 +226,7 @@ def test_only_resource_errors_come_out_of_arbitrary_text(text: str) -> None:
 def test_parsing_is_light_to_import() -> None:
     """Ansible modules import it on every node."""
     code = (
-        "import sys, metalmesh.model.resources; "
+        f"import sys; sys.path[:] = {sys.path!r}; import metalmesh.model.resources; "
         "heavy = {'google.protobuf', 'grpc', 'cryptography', 'asyncio', 'pyroute2'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
