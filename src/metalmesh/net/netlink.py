@@ -21,7 +21,7 @@ from ipaddress import (
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any, Final
 
-from metalmesh.errors import NetworkError
+from metalmesh.errors import MetalmeshError, NetworkError
 from metalmesh.net import pyroute2_light
 from metalmesh.net.netns import in_netns
 
@@ -84,6 +84,20 @@ class MarkRule:
 
 
 @contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MetalmeshError:
+        raise
+    except Exception as error:
+        code = getattr(error, "code", getattr(error, "errno", None))
+        if code is None:
+            raise
+        hint = "run as root with CAP_NET_ADMIN" if code == errno.EPERM else str(error)
+        raise NetworkError(f"{what}: the kernel refused ({hint})") from error
+
+
+@contextmanager
 def open_netlink(netns_fd: int | None = None) -> Iterator[Netlink]:
     """Open the kernel's routing socket of a namespace (default: the caller's own)."""
     iproute = pyroute2_light.load("iproute").IPRoute
@@ -92,20 +106,8 @@ def open_netlink(netns_fd: int | None = None) -> Iterator[Netlink]:
     else:
         with in_netns(netns_fd):
             raw = iproute()
-    with raw:
+    with raw, _explained("netlink"):
         yield Netlink(raw)
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        code = getattr(error, "code", getattr(error, "errno", None))
-        if code is None:
-            raise
-        hint = "run as root with CAP_NET_ADMIN" if code == errno.EPERM else str(error)
-        raise NetworkError(f"{what}: the kernel refused ({hint})") from error
 
 
 class Netlink:

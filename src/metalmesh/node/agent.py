@@ -197,8 +197,9 @@ class NodeAgent:
         if update.type_url == TYPE_NODE:
             self._plan_routes()
         if self._save_timer is None:
-            loop = asyncio.get_running_loop()
-            self._save_timer = loop.call_later(_SAVE_DELAY_SECONDS, self._save_xds)
+            # a policy must not be forgotten by a crash; the rest may come again
+            delay = 0.0 if update.type_url == TYPE_NETWORK_POLICY else _SAVE_DELAY_SECONDS
+            self._save_timer = asyncio.get_running_loop().call_later(delay, self._save_xds)
         return {}
 
     def _save_xds(self) -> None:

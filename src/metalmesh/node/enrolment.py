@@ -12,7 +12,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from metalmesh.errors import MetalmeshError
+from metalmesh.errors import MetalmeshError, StoreError
 from metalmesh.net.netns import open_netns
 from metalmesh.net.watch import DirectoryWatch, NetworkWatch
 from metalmesh.node.netns import netns_path, repair
@@ -21,7 +21,7 @@ from metalmesh.service.logs import Log
 from metalmesh.zds.messages import AddWorkload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from metalmesh.model.workload import IPAddress
     from metalmesh.node.config import NodeConfig
@@ -120,10 +120,19 @@ class Enrolment:
 
     def refresh(self) -> None:
         """Read specs and records again; declare a job per netns that is up."""
-        records = self._state.records()
-        running = {name: (record.uid,) for name, record in records.items()}
-        specs = load_directory(self._config.workloads_dir, self._config.cluster_id, running)
-        self._report_errors(specs)
+        try:
+            records = self._state.records()
+            running = {name: (record.uid,) for name, record in records.items()}
+            specs = load_directory(
+                self._config.workloads_dir,
+                self._config.cluster_id,
+                running,
+                self._specs.by_file,
+            )
+        except StoreError as error:
+            self._report_errors((error,))
+            return  # what was known goes on
+        self._report_errors(specs.errors)
         before, self._specs = self._specs.workloads, specs
         changed = records != self._records
         self._records = records
@@ -210,8 +219,8 @@ class Enrolment:
             watch.close()
 
     # --- reporting -------------------------------------------------------------------------
-    def _report_errors(self, specs: LoadedSpecs) -> None:
-        texts = frozenset(str(error) for error in specs.errors)
+    def _report_errors(self, errors: Iterable[MetalmeshError]) -> None:
+        texts = frozenset(str(error) for error in errors)
         for text in sorted(texts - self._reported):
             log.error("workload spec refused", {"error": text})
         self._reported = texts

@@ -8,6 +8,7 @@ a netns that is as it should be it changes nothing, so the agent uses it to look
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.errors import NetworkError
@@ -37,6 +38,7 @@ def netns_path(name: str) -> Path:
 
 def bring_up(workload: LocalWorkload, config: NodeConfig, state: NodeState) -> list[str]:
     """Make or repair the netns of a workload; return what had to be changed."""
+    config = _possible(config)
     with state.locked():
         changes = ensure_node_settings(ipv6=config.ipv6)
         changes += _ensure_netns(workload.netns)
@@ -49,6 +51,7 @@ def bring_up(workload: LocalWorkload, config: NodeConfig, state: NodeState) -> l
 
 def repair(workload: LocalWorkload, config: NodeConfig, state: NodeState) -> list[str]:
     """Like :func:`bring_up` for a netns that is up; one that is not stays down."""
+    config = _possible(config)
     with state.locked():
         if workload.netns not in state.records():
             return []
@@ -62,6 +65,11 @@ def repair(workload: LocalWorkload, config: NodeConfig, state: NodeState) -> lis
             return _bring_up_inside(workload, config, state, fd)
         finally:
             os.close(fd)
+
+
+def _possible(config: NodeConfig) -> NodeConfig:
+    """A kernel without IPv6 has nothing to capture there."""
+    return replace(config, ipv6=config.ipv6 and sysctl.exists(_FORWARDING6))
 
 
 def _bring_up_inside(

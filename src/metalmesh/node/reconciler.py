@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: events come in bursts; the second look also finds what changed during the first
 _DEBOUNCE_SECONDS: Final = 0.03
 _RETRY_SECONDS: Final = 1.0
+#: a job looks at most this often for events, which another program may cause all the time
+_REST_SECONDS: Final = 1.0
 
 log = Log("metalmesh.node.reconcile")
 
@@ -38,6 +40,8 @@ class Reconciler:
         #: name -> whether the input changed (what is changed then is no drift)
         self._due: dict[str, bool] = {}
         self._failed: dict[str, str] = {}
+        self._looked_at: dict[str, float] = {}
+        self._later: set[str] = set()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._swept = 0
@@ -54,6 +58,7 @@ class Reconciler:
         self._jobs.pop(name, None)
         self._due.pop(name, None)
         self._failed.pop(name, None)
+        self._looked_at.pop(name, None)
 
     def changed(self, name: str) -> None:
         """The input of a job has changed."""
@@ -61,9 +66,21 @@ class Reconciler:
 
     def look(self, kind: str) -> None:
         """Somebody may have changed what jobs of this kind, or of this name, put in force."""
+        loop = asyncio.get_running_loop()
         for name in self._jobs:
-            if name == kind or name.partition(":")[0] == kind:
+            if name in self._due or kind not in (name, name.partition(":")[0]):
+                continue
+            rested_at = self._looked_at.get(name, 0.0) + _REST_SECONDS
+            if rested_at <= loop.time():
                 self._mark(name, changed=False)
+            elif name not in self._later:
+                self._later.add(name)
+                loop.call_at(rested_at, self._look_later, name)
+
+    def _look_later(self, name: str) -> None:
+        self._later.discard(name)
+        if name in self._jobs:
+            self._mark(name, changed=False)
 
     def _mark(self, name: str, *, changed: bool) -> None:
         self._due[name] = changed or self._due.get(name, False)
@@ -112,7 +129,7 @@ class Reconciler:
         if job is None:
             return
         kind = name.partition(":")[0]
-        started_at = asyncio.get_running_loop().time()
+        started_at = self._looked_at[name] = asyncio.get_running_loop().time()
         try:
             changes = await self.call(job)
         except (MetalmeshError, OSError) as error:

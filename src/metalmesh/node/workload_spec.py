@@ -16,7 +16,7 @@ from metalmesh.constants import (
     ANNOTATION_NETNS,
     LABEL_DATAPLANE_MODE,
 )
-from metalmesh.errors import ResourceError
+from metalmesh.errors import ResourceError, StoreError
 from metalmesh.model.resources.parse import ParsedObject, parse_documents
 from metalmesh.model.resources.workload_entry import WorkloadEntry
 
@@ -63,28 +63,48 @@ class LoadedSpecs:
 
     workloads: Mapping[str, LocalWorkload]
     errors: tuple[ResourceError, ...]
+    #: the last good content of every file
+    by_file: Mapping[str, LocalWorkload] = field(default_factory=dict)
 
 
 def load_directory(
-    directory: Path, cluster_id: str, running: Mapping[str, Collection[str]] | None = None
+    directory: Path,
+    cluster_id: str,
+    running: Mapping[str, Collection[str]] | None = None,
+    before: Mapping[str, LocalWorkload] | None = None,
 ) -> LoadedSpecs:
-    """Read every ``*.yaml`` of a directory; ``running`` is netns name -> uid that is up."""
-    parsed: list[tuple[str, LocalWorkload]] = []
+    """Read every ``*.yaml`` of a directory; ``running`` is netns name -> uid that is up.
+
+    A file that has become wrong keeps what it said ``before``. :class:`StoreError` when the
+    directory cannot be listed: that does not mean that there are no workloads.
+    """
+    try:
+        paths = sorted(path for path in directory.iterdir() if path.suffix == ".yaml")
+    except OSError as error:
+        raise StoreError(f"{directory} cannot be listed: {error.strerror}") from error
+    by_file: dict[str, LocalWorkload] = {}
     errors: list[ResourceError] = []
-    for path in sorted(directory.glob("*.yaml")):
+    for path in paths:
         try:
-            text = path.read_text()
+            by_file[str(path)] = _load_file(path, cluster_id)
         except FileNotFoundError:
             continue  # removed since it was listed
-        except (OSError, UnicodeDecodeError) as error:
-            errors.append(ResourceError(str(path), "", "", f"cannot be read: {error}"))
-            continue
-        try:
-            parsed.append((str(path), parse_local_workload(text, str(path), cluster_id)))
         except ResourceError as error:
             errors.append(error)
-    workloads, conflicts = resolve_conflicts(parsed, running or {})
-    return LoadedSpecs(workloads, (*errors, *conflicts))
+            if before is not None and str(path) in before:
+                by_file[str(path)] = before[str(path)]
+    workloads, conflicts = resolve_conflicts(list(by_file.items()), running or {})
+    return LoadedSpecs(workloads, (*errors, *conflicts), by_file)
+
+
+def _load_file(path: Path, cluster_id: str) -> LocalWorkload:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResourceError(str(path), "", "", f"cannot be read: {error}") from error
+    return parse_local_workload(text, str(path), cluster_id)
 
 
 def resolve_conflicts(

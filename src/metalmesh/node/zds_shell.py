@@ -119,6 +119,8 @@ class ZdsShell:
             peer.close()
             self._core.disconnected(number, self._now())
             self._pump()
+            if not self.ztunnels:
+                self.acknowledged.clear()
             log.info("ztunnel disconnected", {"connection": number, "reason": reason})
 
     # --- events ----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 import yaml
 
-from metalmesh.errors import ResourceError
+from metalmesh.errors import ResourceError, StoreError
 from metalmesh.node.workload_spec import LocalWorkload, load_directory, parse_local_workload
 
 
@@ -111,9 +111,21 @@ def test_bad_files_do_not_hide_good_ones(tmp_path):
     }
 
 
-def test_missing_directory_holds_nothing(tmp_path):
-    loaded = load_directory(tmp_path / "none", "Kubernetes")
-    assert (dict(loaded.workloads), loaded.errors) == ({}, ())
+def test_missing_directory_is_an_error_not_an_empty_one(tmp_path):
+    with pytest.raises(StoreError, match="none cannot be listed"):
+        load_directory(tmp_path / "none", "Kubernetes")
+
+
+def test_file_that_became_wrong_keeps_what_it_said(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(entry("a"))
+    before = load_directory(tmp_path, "Kubernetes").by_file
+    path.write_text(entry("a", address="nowhere"))
+    loaded = load_directory(tmp_path, "Kubernetes", before=before)
+    assert loaded.workloads["demo-a"].addresses == (ip_address("10.244.1.10"),)
+    assert "spec.address" in str(loaded.errors[0])
+    path.unlink()
+    assert load_directory(tmp_path, "Kubernetes", before=before).by_file == {}
 
 
 @pytest.mark.parametrize("clash", ["address", "netns"])
