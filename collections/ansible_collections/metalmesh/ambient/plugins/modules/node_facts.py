@@ -104,6 +104,16 @@ ansible_facts:
           description: End of the node token's life, in seconds since 1970; 0 when there is none.
           type: int
           returned: always
+        node_token_issued_at:
+          description: When it was issued, by the clock of the control plane; 0 when there is none.
+          type: int
+          returned: always
+        token_key_created_at:
+          description:
+            - When the control plane of this machine made the key that it signs node tokens with;
+              0 when there is none. A token that is older is not its own.
+          type: int
+          returned: always
         time:
           description: The machine's clock, in seconds since 1970.
           type: int
@@ -144,6 +154,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 COMMANDS = ("nft", "ip", "tar", "unshare", "systemctl", "systemd-sysusers")
+TOKEN_KEY = "/var/lib/metalmesh/controlplane/node-token-key.pem"
 RESOLV_CONF = "/etc/resolv.conf"
 RESOLV_CONF_ORIGINAL = "/etc/metalmesh/resolv.conf"
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -204,14 +215,22 @@ def systemd_version(module: AnsibleModule) -> int:
     return int(found.group(1)) if found else 0
 
 
-def token_expiry(path: str) -> int:
-    """Return the claim `exp` of a JWT file, or 0; the server decides whether it is genuine."""
+def token_claims(path: str) -> dict[str, int]:
+    """Return issue and end of a JWT file, or 0; the server decides whether it is genuine."""
     try:
         with open(path, encoding="ascii") as handle:
             payload = handle.read().split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        return int(claims["exp"])
+        return {"iat": int(claims["iat"]), "exp": int(claims["exp"])}
     except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return {"iat": 0, "exp": 0}
+
+
+def modified_at(path: str) -> int:
+    """Return when a file was written, or 0."""
+    try:
+        return int(os.stat(path).st_mtime)
+    except OSError:
         return 0
 
 
@@ -257,6 +276,7 @@ def runtime_dir(root: str) -> str:
 def gather(module: AnsibleModule) -> dict[str, Any]:
     """Collect everything."""
     commands = command_paths()
+    token = token_claims(module.params["node_token_path"])
     return {
         "systemd_version": systemd_version(module),
         "python_version": platform.python_version(),
@@ -267,7 +287,9 @@ def gather(module: AnsibleModule) -> dict[str, Any]:
         "package_manager": shutil.which("apt-get", path=SEARCH_PATH) or "",
         "kernel_missing": probe_kernel(module, commands) if module.params["probe_kernel"] else {},
         "runtime_dir": runtime_dir(module.params["runtime_root"]),
-        "node_token_expires_at": token_expiry(module.params["node_token_path"]),
+        "node_token_expires_at": token["exp"],
+        "node_token_issued_at": token["iat"],
+        "token_key_created_at": modified_at(TOKEN_KEY),
         "time": int(time.time()),
         "users_missing": [name for name in module.params["users"] if not has_user(name)],
         "sysctls": {name: sysctl(name) for name in module.params["sysctls"]},

@@ -157,7 +157,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     """Plan, validate, apply; return the module's result."""
     root = module.params["store_dir"]
     there = os.path.isdir(root)
-    if not there and not module.check_mode:
+    if not there and module.params["state"] == "present" and not module.check_mode:
         raise ModuleError(f"there is no store {root} here", "Run this on the control-plane node")
     with _store.locked(root) if there and not module.check_mode else nullcontext():
         changes = plan(module.params, required=not module.check_mode)
