@@ -18,6 +18,7 @@ from metalmesh.constants import (
     TYPE_NETWORK_POLICY,
     TYPE_NODE,
 )
+from metalmesh.controlplane.namespace_view import NamespaceView
 from metalmesh.controlplane.snapshot import Condition, ServedResource, Snapshot, served_resource
 from metalmesh.model.node import Node
 from metalmesh.model.resources import (
@@ -39,17 +40,14 @@ from metalmesh.policy.network_policy_compile import (
 from metalmesh.policy.peer_authentication import (
     convert_peer_authentication,
     inherits_strict,
-    peer_authentication_keys,
     selects_workloads,
     strict_authorization,
 )
 from metalmesh.policy.translate import Translation, translate_authorization
-from metalmesh.render.selectors import SelectorIndex
 from metalmesh.render.vips import allocate
 from metalmesh.render.wds import (
     MeshOptions,
     render_service,
-    render_workload,
     workload_uid,
 )
 from metalmesh.xds.authorization import encode_authorization
@@ -57,7 +55,7 @@ from metalmesh.xds.node import encode_network_policy, encode_node
 from metalmesh.xds.wds import address_aliases, encode_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from metalmesh.controlplane.snapshot import AcceptedObject
     from metalmesh.model.authorization import IPNetwork
@@ -75,6 +73,8 @@ class ComputeOptions:
     mesh: MeshOptions = field(default_factory=MeshOptions)
     #: ranges from which services without a clusterIP get their addresses
     service_cidrs: tuple[IPNetwork, ...] = ()
+    #: HTTP attributes in a DENY policy deny (see metalmesh.policy.translate)
+    http_deny_fail_closed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class _Run:
                 "AuthorizationPolicy",
                 policy.meta.key,
                 (policy, self._root),
-                lambda policy=policy: translate_authorization(policy, self._root),
+                lambda policy=policy: self._translate(policy),
             )
             for policy in self._policies
         }
@@ -162,6 +162,10 @@ class _Run:
             vips=vips,
             memo=self._memo,
         )
+
+    def _translate(self, policy: AuthorizationPolicy) -> Translation:
+        closed = self._options.http_deny_fail_closed
+        return translate_authorization(policy, self._root, fail_closed=closed)
 
     # --- memory ------------------------------------------------------------------------------
 
@@ -300,7 +304,7 @@ class _Run:
         served: ServedResource = self._remember("Service", service.meta.key, inputs, make)
         return served
 
-    def _view(self, namespace: str, translations: Mapping[str, Translation]) -> _NamespaceView:
+    def _view(self, namespace: str, translations: Mapping[str, Translation]) -> NamespaceView:
         """What rendering the workloads of one namespace depends on; the same one if unchanged."""
         local = (namespace, self._root)
         inputs = (
@@ -319,11 +323,11 @@ class _Run:
                 [item for item in self._peers if item.meta.namespace in local],
             ),
         )  # fmt: skip
-        view: _NamespaceView = self._remember(
+        view: NamespaceView = self._remember(
             "view of",
             namespace,
             inputs,
-            lambda: _NamespaceView(
+            lambda: NamespaceView(
                 namespace, self._labels(namespace), self._mesh, inputs[2], inputs[3], inputs[4],
                 translations,
             ),
@@ -340,49 +344,6 @@ class _Run:
             if entry.node:
                 found[entry.node].add((entry.meta.namespace, entry.service_account))
         return {node: frozenset(pairs) for node, pairs in found.items()}
-
-
-class _NamespaceView:
-    """Services and policies that can select a workload of one namespace."""
-
-    def __init__(
-        self,
-        namespace: str,
-        labels: Mapping[str, str],
-        mesh: MeshOptions,
-        services: Iterable[ServiceResource],
-        policies: Iterable[AuthorizationPolicy],
-        peers: Sequence[PeerAuthentication],
-        translations: Mapping[str, Translation],
-    ) -> None:
-        self._namespace = namespace
-        self._labels = labels
-        self._mesh = mesh
-        # a service without a selector has no workloads of ours
-        self._services = SelectorIndex((item.selector, item) for item in services if item.selector)
-        self._policies = SelectorIndex(
-            (item.selector.match_labels, item.meta.key)
-            for item in policies
-            if item.selector is not None
-            and not item.selector.empty
-            and translations[item.meta.key].authorization is not None
-        )
-        self._peers = peers
-
-    def serve(self, entry: WorkloadEntry) -> ServedResource:
-        """Render one workload."""
-        keys = sorted(self._policies.select(entry.labels))
-        keys += peer_authentication_keys(
-            self._peers, self._mesh.root_namespace, self._namespace, entry.labels
-        )
-        services = self._services.select(entry.labels)
-        workload = render_workload(entry, self._labels, services, keys, self._mesh)
-        return served_resource(
-            workload.uid,
-            encode_address(workload),
-            address_aliases(workload),
-            tuple(workload.services),
-        )
 
 
 def _same(one: Sequence[object], other: Sequence[object]) -> bool:

@@ -57,6 +57,8 @@ class ControlPlaneConfig:
     root_namespace: str = ROOT_NAMESPACE
     #: ranges for services that do not name a clusterIP; one per family at most
     service_cidrs: tuple[IPNetwork, ...] = _SERVICE_CIDRS
+    #: false: as in Istio, HTTP attributes can turn a DENY rule into one that does nothing
+    http_deny_fail_closed: bool = True
     svid_ttl_seconds: int = SVID_TTL_SECONDS
     svid_max_ttl_seconds: int = SVID_MAX_TTL_SECONDS
     node_token_ttl_seconds: int = NODE_TOKEN_TTL_SECONDS
@@ -74,6 +76,7 @@ class ControlPlaneConfig:
                 root_namespace=self.root_namespace,
             ),
             service_cidrs=self.service_cidrs,
+            http_deny_fail_closed=self.http_deny_fail_closed,
         )
 
 
@@ -135,6 +138,12 @@ def _integer(value: Any) -> int:
     return value
 
 
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("must be true or false")
+    return value
+
+
 def _path(value: Any) -> Path:
     path = Path(_string(value))
     if not path.is_absolute():
@@ -155,6 +164,7 @@ def _networks(value: Any) -> tuple[IPNetwork, ...]:
 _CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
     "str": _string,
     "int": _integer,
+    "bool": _boolean,
     "Path": _path,
     "tuple[str, ...]": _strings,
     "tuple[IPNetwork, ...]": _networks,

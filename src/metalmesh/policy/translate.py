@@ -2,7 +2,8 @@
 
 Where a ztunnel cannot see what a policy asks for (HTTP attributes), the result is never wider than
 the policy: an ALLOW rule goes, a DENY rule loses those attributes and so denies at least as much.
-Istio instead lets such a DENY rule do nothing when nothing is left of a list.
+Istio instead lets such a DENY rule do nothing when nothing is left of a list; ``fail_closed=False``
+does the same.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Translation:
 # --- AuthorizationPolicy ---------------------------------------------------------------------
 
 
-def translate_authorization(policy: AuthorizationPolicy, root_namespace: str) -> Translation:
+def translate_authorization(
+    policy: AuthorizationPolicy, root_namespace: str, *, fail_closed: bool = True
+) -> Translation:
     """Translate one policy; the status is Istio's (istio-facts 5.8)."""
     if policy.target_refs:
         message = f"{policy.target_refs[0]} is not bound to a waypoint"
@@ -67,7 +70,7 @@ def translate_authorization(policy: AuthorizationPolicy, root_namespace: str) ->
             f"annotation {ANNOTATION_DRY_RUN} is not supported; remove it to enforce the policy"
         )
     action = Action[policy.action]
-    rules, found = _rules(policy, action)
+    rules, found = _rules(policy, action, fail_closed=fail_closed)
     authorization = Authorization(
         name=policy.meta.name,
         namespace=policy.meta.namespace,
@@ -78,13 +81,18 @@ def translate_authorization(policy: AuthorizationPolicy, root_namespace: str) ->
     if not found:
         message = "attached to ztunnel"
         return _accepted(authorization, "Accepted", message)
-    effect = (
-        "they were ignored, so that these rules deny more than asked"
-        if action is Action.DENY
-        else "rules with them were omitted, so that the policy allows less than asked"
-    )
+    effect = _effect(rules, action)
     message = f"ztunnel does not support HTTP attributes (found: {', '.join(found)}); {effect}"
     return _accepted(authorization, "UnsupportedValue", message)
+
+
+def _effect(rules: tuple[Rule, ...], action: Action) -> str:
+    """What became of rules with HTTP attributes."""
+    if action is Action.ALLOW:
+        return "rules with them were omitted, so that the policy allows less than asked"
+    if any(Match() in clause for rule in rules for clause in rule):
+        return "alternatives with nothing else were dropped, so that the policy denies less"
+    return "they were ignored, so that these rules deny more than asked"
 
 
 def _accepted(authorization: Authorization, reason: str, message: str) -> Translation:
@@ -115,7 +123,9 @@ def _scope(policy: AuthorizationPolicy, root_namespace: str) -> PolicyScope:
     return PolicyScope.NAMESPACE
 
 
-def _rules(policy: AuthorizationPolicy, action: Action) -> tuple[tuple[Rule, ...], list[str]]:
+def _rules(
+    policy: AuthorizationPolicy, action: Action, *, fail_closed: bool
+) -> tuple[tuple[Rule, ...], list[str]]:
     """The rules a ztunnel can enforce, and the HTTP attributes that were met."""
     rules: list[Rule] = []
     found: dict[str, None] = {}
@@ -124,28 +134,29 @@ def _rules(policy: AuthorizationPolicy, action: Action) -> tuple[tuple[Rule, ...
         found.update(dict.fromkeys(attributes))
         if attributes and action is Action.ALLOW:
             continue
-        rules.append(_rule(rule, policy.meta.namespace))
+        rules.append(_rule(rule, policy.meta.namespace, fail_closed=fail_closed))
     return tuple(rules), list(found)
 
 
-def _rule(rule: AuthorizationRule, namespace: str) -> Rule:
+def _rule(rule: AuthorizationRule, namespace: str, *, fail_closed: bool) -> Rule:
     """From AND to AND every when; a list that matches anything is left out."""
     clauses = []
     for entries in (rule.sources, rule.operations):
         if entries is None:
             continue
-        matches = [_match(entry, namespace) for entry in entries]
-        # an entry of HTTP attributes only has become "anything", and alternatives are ORed
-        if None not in matches:
-            clauses.append(tuple(match for match in matches if match is not None))
+        matches = tuple(_match(entry, namespace) for entry in entries)
+        # an entry of HTTP attributes only has become "anything", and alternatives are ORed; as an
+        # empty Match, Istio's way, it is an alternative that never matches
+        if not fail_closed or Match() not in matches:
+            clauses.append(matches)
     clauses += [
         (_when(condition),) for condition in rule.conditions if condition.key in _WHEN_FIELDS
     ]
     return tuple(clauses)
 
 
-def _match(fields: Fields, namespace: str) -> Match | None:
-    """One source or operation without its HTTP attributes; None when nothing is left."""
+def _match(fields: Fields, namespace: str) -> Match:
+    """One source or operation without its HTTP attributes; empty when nothing is left."""
     values: dict[str, Any] = {}
     for name, texts in fields:
         negated, positive = _split_name(name)
@@ -154,7 +165,7 @@ def _match(fields: Fields, namespace: str) -> Match | None:
         family, convert = _FIELDS[positive]
         key = f"not_{family}" if negated else family
         values[key] = tuple(convert(text, namespace) for text in texts)
-    return Match(**values) if values else None
+    return Match(**values)
 
 
 def _when(condition: Condition) -> Match:

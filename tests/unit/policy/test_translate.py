@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
 
 import pytest
 import yaml
@@ -22,7 +23,7 @@ from metalmesh.policy.translate import Translation, translate_authorization
 NET = ipaddress.ip_network
 
 
-def _translate(spec: str, namespace: str = "demo", annotations: str = "{}") -> Translation:
+def _read(spec: str, namespace: str = "demo", annotations: str = "{}") -> Any:
     data = {
         "apiVersion": "security.istio.io/v1",
         "kind": "AuthorizationPolicy",
@@ -35,7 +36,11 @@ def _translate(spec: str, namespace: str = "demo", annotations: str = "{}") -> T
     }
     (found,) = parse_object(data, "f")
     assert isinstance(found, ParsedObject), found
-    return translate_authorization(found.resource, "istio-system")
+    return found.resource
+
+
+def _translate(spec: str, namespace: str = "demo", annotations: str = "{}") -> Translation:
+    return translate_authorization(_read(spec, namespace, annotations), "istio-system")
 
 
 def _rules(spec: str) -> tuple:
@@ -162,6 +167,27 @@ def test_http_attributes_never_widen_access(case: tuple) -> None:
     status = _translate(spec)
     assert (status.accepted, status.reason) == (True, "UnsupportedValue")
     assert status.message.startswith("ztunnel does not support HTTP attributes (found: ")
+
+
+ISTIOS_WAY = [
+    ("{to: [{operation: {paths: [/admin]}}]}", ((Match(),),)),
+    (f"{{{FROM_A}, to: [{{operation: {{methods: [GET]}}}}]}}", (SOURCE_A, (Match(),))),
+    ("{to: [{operation: {ports: ['80']}}, {operation: {hosts: [h]}}]}", ((*PORT_80, Match()),)),
+    ("{to: [{operation: {methods: [GET], ports: ['80']}}]}", (PORT_80,)),
+    (f"{{{FROM_A}, when: [{{key: request.auth.principal, values: [y]}}]}}", (SOURCE_A,)),
+]
+
+
+@pytest.mark.parametrize(("rule", "expected"), ISTIOS_WAY)
+def test_istios_way_keeps_alternatives_that_never_match(rule: str, expected: tuple) -> None:
+    """The switch back: an empty Match is skipped by a ztunnel (istio-facts 5.5)."""
+    translated = translate_authorization(
+        _read(f"action: DENY\nrules: [{rule}]"), "istio-system", fail_closed=False
+    )
+    assert translated.authorization is not None
+    assert translated.authorization.rules == (expected,)
+    empty = any(Match() in clause for clause in expected)
+    assert ("denies less" in translated.message) is empty
 
 
 def test_other_rules_of_an_allow_policy_stay() -> None:
