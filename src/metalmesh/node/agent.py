@@ -221,6 +221,8 @@ class NodeAgent:
         kind, _, netns = name.partition(":")
         if kind == "netns":
             self.enrolment.serve(netns)
+        if name == "policies" and self.mesh.policies is not None:
+            self.enrolment.report_unknown(self.mesh.known_uids)
 
     def _plan_policies(self) -> None:
         policies = self.mesh.policies

@@ -60,6 +60,7 @@ class Enrolment:
         self._served: dict[str, tuple[AddWorkload, str, int]] = {}
         self._watches: dict[str, tuple[int, NetworkWatch]] = {}
         self._reported: frozenset[str] = frozenset()
+        self._unknown: frozenset[str] = frozenset()
         #: called when the set of namespaces that are up, or what is captured, has changed
         self.on_change: Callable[[], None] = lambda: None
 
@@ -86,6 +87,17 @@ class Enrolment:
             if not record.captured
             for address in record.ip_addresses
         ]
+
+    def report_unknown(self, known_uids: frozenset[str]) -> None:
+        """Say which workloads are closed because the control plane does not place them here."""
+        unknown = frozenset(item.uid for item in self._records.values()) - known_uids
+        for uid in sorted(unknown - self._unknown):
+            log.warning(
+                "the control plane does not place this workload on this node, it stays closed",
+                {"uid": uid, "node": self._config.node_name},
+            )
+        self._unknown = unknown
+        self._metrics.workloads.set(len(unknown), ("unknown",))
 
     def namespace_of(self, address: IPAddress) -> str:
         """Namespace of the local workload with this address; "" when there is none."""

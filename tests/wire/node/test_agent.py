@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -254,3 +255,29 @@ def test_two_workloads_with_one_address_first_stays_and_metric_shows_it(node):
     assert f"{node.unique}/again" in node.log()
     with ztunnel(node) as fake:
         assert [request.name for request, _ in fake.accept_snapshot()] == ["first"]
+
+
+def test_spec_that_becomes_wrong_leaves_its_workload_served(node):
+    node.declare("w", V4)
+    node.up("w")
+    node.start_agent()
+    with ztunnel(node) as fake:
+        assert len(fake.accept_snapshot()) == 1
+        (node.directory / "workloads" / f"{node.unique}-w.yaml").write_text("{")
+        wait_until(lambda: node.metric("metalmesh_node_workload_spec_errors") == 1, WAITS["metric"])
+        assert fake.is_silent()
+        assert node.debug()["workloads"][0]["served"]
+
+
+def test_deleted_netns_is_an_error_of_its_workload_alone(node):
+    node.declare("w", V4)
+    node.declare("v", "10.244.9.12")
+    node.up("w")
+    node.up("v")
+    node.start_agent()
+    subprocess.run(["ip", "netns", "del", f"{node.unique}-w"], check=True)
+    wait_until(lambda: f"netns:{node.unique}-w" in node.debug()["notInForce"], WAITS["drift"])
+    assert "was deleted without" in node.log()
+    assert node.get("/healthz/ready")[0] == 200
+    node.up("w")
+    wait_until(lambda: node.debug()["notInForce"] == {}, WAITS["drift"])

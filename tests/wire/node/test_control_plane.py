@@ -100,6 +100,21 @@ def test_workloads_open_once_the_control_plane_knows_them(joined):
     wait_until(lambda: reach(node.outside, B4) == "hello", WAITS["policy"])
 
 
+def test_workload_that_is_not_placed_here_is_closed_and_named(joined):
+    node, plane = joined
+    workload = node.declare("stray", "10.244.9.99", labels=PLAIN)
+    node.up("stray")
+    with serving(lambda: node.workload("stray").do(_listen), lambda p: b"hello"):
+        wait_until(lambda: "it stays closed" in node.log(), WAITS["policy"])
+        assert workload.uid in node.log()
+        assert reach(node.outside, "10.244.9.99") == "TimeoutError"
+        plane.place("stray", "10.244.9.99")
+        wait_until(lambda: reach(node.outside, "10.244.9.99") == "hello", WAITS["policy"])
+    node.down("stray")
+    node.withdraw("stray")
+    plane.remove("WorkloadEntry", node.unique, "stray")
+
+
 def test_policy_of_the_store_is_in_force_soon_and_gone_soon(joined):
     node, plane = joined
     wait_until(lambda: reach(node.outside, A4) == "hello", WAITS["policy"])
