@@ -14,7 +14,7 @@ from metalmesh.hbone.frames import HEADER_BYTES
 
 #: bytes read from an application at once: fewer, larger system calls are what makes a
 #: Python data path fast, and one such batch still fits into the processor's second-level cache
-CHUNK_BYTES: Final = 256 * 1024
+CHUNK_BYTES: Final = 512 * 1024
 #: room for one batch with the headers of its frames (smallest frame size 16 KiB) and for
 #: the small frames of other streams beside it
 BUFFER_BYTES: Final = CHUNK_BYTES + 64 * 1024

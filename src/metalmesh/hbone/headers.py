@@ -199,6 +199,7 @@ def _merge(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
     return headers
 
 
+@lru_cache(maxsize=256)
 def parse_authority(authority: str) -> tuple[IPAddress | str, int]:
     """``(address, port)`` of a CONNECT's authority; a host name stays text.
 

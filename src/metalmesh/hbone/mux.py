@@ -153,8 +153,10 @@ class Mux(BlockReader):
                 stream.on_reset(code)
 
     # --- frames
-    def _data_stream_of(self, stream_id: int, size: int) -> Stream | None:
+    def _begin_data(self, stream_id: int, size: int, flags: int) -> Stream | None:
         """Charge the windows for a DATA frame; the stream it belongs to, if still open."""
+        self._data_stream = None
+        self._data_end = flags & fr.END_STREAM != 0
         if self._ordered:
             self._check_order(fr.DATA, stream_id)
         if size > self.limits.max_frame:
@@ -170,6 +172,9 @@ class Mux(BlockReader):
         stream.recv_window -= size
         if stream.recv_window < 0:
             raise fr.H2Error(fr.FLOW_CONTROL_ERROR, f"DATA exceeds the window of {stream_id}")
+        self._data_stream = stream
+        if size == 0:
+            self._empty_data(stream)
         return stream
 
     def _handle_control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
@@ -189,7 +194,7 @@ class Mux(BlockReader):
 
     def _on_padded_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         data = fr.unpad(payload)
-        stream = self._data_stream_of(stream_id, len(payload))
+        stream = self._begin_data(stream_id, len(payload), flags)
         self.charge_flood(0 if data else 1, "padded DATA")
         if stream is None:
             return

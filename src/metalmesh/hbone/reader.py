@@ -49,8 +49,8 @@ class FrameReader(FrameWriter):
         """Any frame but unpadded DATA."""
         raise NotImplementedError
 
-    def _data_stream_of(self, stream_id: int, size: int) -> Stream | None:
-        """The stream a DATA frame is for, windows charged; ``None`` to discard the payload."""
+    def _begin_data(self, stream_id: int, size: int, flags: int) -> Stream | None:
+        """The header of a DATA frame: charge the windows; sets the stream the payload is for."""
         raise NotImplementedError
 
     def receive(self, view: memoryview, end: int, now: float) -> None:
@@ -81,7 +81,8 @@ class FrameReader(FrameWriter):
             word, flags, stream_id = _UNPACK(view, position)
             if word & 255 == fr.DATA and not flags & fr.PADDED:
                 position += fr.HEADER_BYTES
-                left = self._begin_data(word >> 8, flags, stream_id & fr.MAX_STREAM_ID)
+                left = word >> 8
+                self._begin_data(stream_id & fr.MAX_STREAM_ID, left, flags)
                 continue
             start = position + fr.HEADER_BYTES
             if end < self._control_end(start, word >> 8):
@@ -97,14 +98,6 @@ class FrameReader(FrameWriter):
         if size > self.limits.max_control_frame:
             raise fr.H2Error(fr.FRAME_SIZE_ERROR, f"frame of {size} bytes is too long")
         return start + size
-
-    def _begin_data(self, size: int, flags: int, stream_id: int) -> int:
-        """The header of a DATA frame; returns how many bytes follow."""
-        stream = self._data_stream = self._data_stream_of(stream_id, size)
-        self._data_end = flags & fr.END_STREAM != 0
-        if size == 0 and stream is not None:
-            self._empty_data(stream)
-        return size
 
     def _read_preface(self, view: memoryview, end: int) -> int:
         size = len(fr.PREFACE)

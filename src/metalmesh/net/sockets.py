@@ -137,13 +137,19 @@ def original_destination(sock: socket.socket) -> tuple[str, int]:
     return canonical(name[0]), name[1]
 
 
-def upstream_socket(address: str) -> socket.socket:
-    """A non-blocking marked TCP socket of the family of ``address``, in the current namespace."""
+def upstream_socket(address: str, *, local: bool = False) -> socket.socket:
+    """A non-blocking marked TCP socket of the family of ``address``, in the current namespace.
+
+    ``local`` says the other end is in this namespace, too: its death is told without keepalive.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_MARK, MARK_FROM_PROXY)
-        set_stream_options(sock)
+        if local:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            set_stream_options(sock)
     except OSError:
         sock.close()
         raise

@@ -33,7 +33,7 @@ class Worker:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._loop = Loop()
-        self._log = LogWriter()
+        self._log = LogWriter(self._loop)
         self._context = Context(self._loop, self._log, self._send)
         self._servers: dict[str, WorkloadServer] = {}
         self._keylog_path = ""
@@ -57,7 +57,6 @@ class Worker:
         }
         self._watched = READ
         self._loop.watch(channel.fileno(), READ, self)
-        self._loop.turn_ends.append(self._flush)
 
     def run(self) -> None:
         """Serve until drained."""
@@ -70,20 +69,20 @@ class Worker:
     # --- main
     def _send(self, message: m.Message) -> None:
         self._channel.send(message)
+        self._watch_channel()
 
-    def _flush(self) -> None:
-        self._log.flush()
-        if self._channel.closed:
-            return
-        if self._channel.wants_write:
-            self._channel.flush()
+    def _watch_channel(self) -> None:
+        """Wait for room while main has not taken everything."""
         wanted = READ | WRITE if self._channel.wants_write else READ
-        if wanted != self._watched:
+        if wanted != self._watched and not self._channel.closed:
             self._watched = wanted
             self._loop.rewatch(self._channel.fileno(), wanted)
 
     def on_event(self, _events: int) -> None:
-        """Main has said something, or died."""
+        """Main has said something, takes more, or has died."""
+        if self._channel.wants_write:
+            self._channel.flush()
+            self._watch_channel()
         for message, fds in self._channel.receive():
             self._fds = fds
             try:

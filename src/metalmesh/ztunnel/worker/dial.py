@@ -36,7 +36,7 @@ class Dial:
     def start(
         self, netns_fd: int, address: str, port: int, source: str = "", avoid_port: int = 0
     ) -> None:
-        """Connect from ``source`` (our own address if empty or of another family).
+        """Connect from ``source``, for a local application, or from our own address if empty.
 
         ``avoid_port`` is a port of ``source`` that must not be used: with it the connection
         would look to the kernel like the one it continues.
@@ -44,7 +44,7 @@ class Dial:
         context = self._context
         try:
             context.netns.enter(netns_fd)
-            sock = upstream_socket(address)
+            sock = upstream_socket(address, local=bool(source))
         except OSError as error:
             self._finish(None, f"connection failed: {error}")
             return

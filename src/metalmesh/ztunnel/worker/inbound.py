@@ -41,6 +41,7 @@ class InboundConnection(TlsConnection):
         "_credentials",
         "_parties",
         "_server",
+        "_source_ip",
         "client_ip",
         "client_port",
         "identity",
@@ -52,6 +53,7 @@ class InboundConnection(TlsConnection):
         self._server = server
         self.client_ip = ip
         self.client_port = port
+        self._source_ip = ip_address(ip)
         self.identity: SpiffeId | None = None
         self.retiring = False
         self._credentials: Credentials | None = None
@@ -129,7 +131,7 @@ class InboundConnection(TlsConnection):
             self._reject(stream_id, "503", flow, f"port {port} belongs to the proxy itself")
         else:
             flow.original_dst = flow.hbone_addr
-            subject = Connection(ip_address(self.client_ip), address, port, self.identity)
+            subject = Connection(self._source_ip, address, port, self.identity)
             tunnel = InboundTunnel(self._server, flow, subject)
             self.adopt(tunnel, stream_id, ended=ended)
             tunnel.begin(self, fields.get("baggage", ""))

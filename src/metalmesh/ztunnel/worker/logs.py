@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from metalmesh.ztunnel.worker.loop import Loop
+
 LEVELS: Final = {"trace": 0, "debug": 1, "info": 2, "warn": 3, "error": 4, "off": 9}
 _MAX_PENDING_BYTES: Final = 1 << 20
+#: pause before a full journal is tried again
+_RETRY_SECONDS: Final = 0.2
 
 #: a field: name, value, and whether plain form quotes it (addresses and numbers are bare)
 Field = tuple[str, str, bool]
@@ -26,13 +30,13 @@ Field = tuple[str, str, bool]
 class LogWriter:
     """Formats lines and writes those of a turn together."""
 
-    def __init__(self, fd: int = 2) -> None:
-        self._fd = fd
+    def __init__(self, loop: Loop, fd: int = 2) -> None:
+        self._loop = loop
+        self._fd, self._socket = _without_blocking(fd)
         self._lines: list[str] = []
         self._pending = b""
         self._second = -1
         self._stamp = ""
-        self._socket = _socket_of(fd)
         self._json = False
         self.threshold = LEVELS["info"]
         self.dropped = 0
@@ -54,6 +58,8 @@ class LogWriter:
         """Queue one line."""
         if LEVELS[level] < self.threshold:
             return
+        if not self._lines:
+            self._loop.at_turn_end.append(self.flush)
         if self._json:
             body = {"level": level, "time": self._timestamp(), "scope": target, "message": message}
             body.update((name, value) for name, value, _ in fields)
@@ -75,16 +81,18 @@ class LogWriter:
 
     def flush(self) -> None:
         """Write what was queued, as far as the descriptor takes it."""
-        if not self._lines and not self._pending:
+        if self._lines:
+            self._lines.append("")
+            self._pending += "\n".join(self._lines).encode(errors="replace")
+            self._lines.clear()
+        if not self._pending:
             return
-        self._lines.append("")
-        data = self._pending + "\n".join(self._lines).encode(errors="replace")
-        self._lines.clear()
-        rest = data[self._write(data) :]
-        if len(rest) > _MAX_PENDING_BYTES:
-            self.dropped += rest.count(b"\n")
-            rest = b""
-        self._pending = rest
+        self._pending = self._pending[self._write(self._pending) :]
+        if len(self._pending) > _MAX_PENDING_BYTES:
+            self.dropped += self._pending.count(b"\n")
+            self._pending = b""
+        elif self._pending:
+            self._loop.call_later(_RETRY_SECONDS, self.flush)
 
     def _write(self, data: bytes) -> int:
         try:
@@ -98,15 +106,19 @@ class LogWriter:
             return len(data)
 
 
-def _socket_of(fd: int) -> socket.socket | None:
-    """The journal gives services a socket, which takes MSG_DONTWAIT without changing a flag
-    that other processes with the same descriptor would see."""
-    try:
-        if stat.S_ISSOCK(os.fstat(fd).st_mode):
-            return socket.socket(fileno=os.dup(fd))
-    except OSError:
-        return None
-    return None
+def _without_blocking(fd: int) -> tuple[int, socket.socket | None]:
+    """A way to write to ``fd`` that never waits.
+
+    The flag O_NONBLOCK would be seen by every process that shares the descriptor. So a socket
+    (what the journal gives to services) is written with MSG_DONTWAIT, and a pipe is opened anew;
+    files never make anybody wait.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):
+        return fd, socket.socket(fileno=os.dup(fd))
+    if stat.S_ISFIFO(mode):
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), None
+    return fd, None
 
 
 def _quote(value: str) -> str:

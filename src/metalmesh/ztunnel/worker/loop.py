@@ -37,8 +37,8 @@ PAUSED: Final = select.EPOLLET
 EXCLUSIVE: Final = select.EPOLLEXCLUSIVE
 
 _MAX_EVENTS: Final = 512
-#: decrypted bytes handled at once; a TLS record more than what one read can decrypt to
-_PLAIN_BYTES: Final = 2 * CHUNK_BYTES
+#: decrypted bytes handled at once: what one read can decrypt to
+_PLAIN_BYTES: Final = CHUNK_BYTES
 #: longest piece of an unfinished frame kept from one read to the next, plus one record
 _MARGIN_BYTES: Final = 2 * 65536 + 16384
 
@@ -81,8 +81,8 @@ class Loop:
         self._order = count()
         self._stopped = False
         self.dirty: list[Flusher] = []
-        #: called at the end of every turn
-        self.turn_ends: list[Callable[[], None]] = []
+        #: called once, at the end of this turn
+        self.at_turn_end: list[Callable[[], None]] = []
         self.shared = Shared()
         #: what a read from the network lands in, and what it is decrypted to
         self.cipher = memoryview(bytearray(CHUNK_BYTES))
@@ -139,8 +139,10 @@ class Loop:
     def run(self) -> None:
         """Turn until stopped."""
         poll, handlers, monotonic = self._epoll.poll, self._handlers, time.monotonic
+        timers = self._timers
         while not self._stopped:
-            events = poll(self._timeout(), _MAX_EVENTS)
+            timeout = max(0.0, timers[0][0] - self.now) if timers else -1
+            events = poll(timeout, _MAX_EVENTS)
             self.now = monotonic()
             for fd, mask in events:
                 handler = handlers.get(fd)
@@ -149,15 +151,10 @@ class Loop:
                         handler.on_event(mask)
                     except Exception:  # one connection's fault must not end all others
                         report_fault(handler)
-            if self._timers and self._timers[0][0] <= self.now:
+            if timers and timers[0][0] <= self.now:
                 self._run_timers()
-            self._end_turn()
-        self._end_turn()
-
-    def _timeout(self) -> float:
-        if not self._timers:
-            return -1
-        return max(0.0, self._timers[0][0] - time.monotonic())
+            if self.dirty or self._closing or self.at_turn_end:
+                self._end_turn()
 
     def _run_timers(self) -> None:
         timers = self._timers
@@ -181,8 +178,10 @@ class Loop:
             closing, self._closing = self._closing, []
             for sock in closing:
                 sock.close()
-        for callback in self.turn_ends:
-            callback()
+        if self.at_turn_end:
+            callbacks, self.at_turn_end = self.at_turn_end, []
+            for callback in callbacks:
+                callback()
 
 
 def report_fault(where: object) -> None:

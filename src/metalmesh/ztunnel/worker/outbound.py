@@ -17,7 +17,6 @@ from metalmesh.ztunnel.messages import Endpoint
 from metalmesh.ztunnel.worker.context import ANSWER_SECONDS
 from metalmesh.ztunnel.worker.dial import Dial
 from metalmesh.ztunnel.worker.flow import CONNECT, OK, OUTBOUND, Flow
-from metalmesh.ztunnel.worker.metrics import Party
 from metalmesh.ztunnel.worker.pipe import Pipe
 from metalmesh.ztunnel.worker.pool import PoolKey
 from metalmesh.ztunnel.worker.tunnel import Tunnel
@@ -120,7 +119,7 @@ class OutboundConnection(Tunnel):
             endpoint = choose_endpoint(route.endpoints)
         self._endpoint = endpoint
         flow.dst_addr = endpoint.address
-        flow.destination = Party(endpoint.workload)
+        flow.destination = self._server.routes.party(endpoint)
         if route.kind != "hbone":
             flow.open()
             self._go_plain(endpoint)

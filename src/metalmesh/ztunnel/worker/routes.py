@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from metalmesh.ztunnel.messages import Resolve, Route
+from metalmesh.ztunnel.messages import Endpoint, Resolve, Route
+from metalmesh.ztunnel.worker.metrics import Party
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -35,6 +36,7 @@ class Routes:
         self._context = context
         self._uid = uid
         self._known: dict[Destination, Route] = {}
+        self._parties: dict[int, tuple[Endpoint, Party]] = {}
         self._waiting: dict[Destination, dict[Customer, None]] = {}
         self._asked: dict[int, Destination] = {}
         self._count = 0
@@ -87,9 +89,19 @@ class Routes:
         if not waiting:
             self._waiting.pop(destination, None)
 
+    def party(self, endpoint: Endpoint) -> Party:
+        """The labels of a route's endpoint, made ready once."""
+        known = self._parties.get(id(endpoint))
+        if known is None or known[0] is not endpoint:
+            if len(self._parties) >= _MAX_ROUTES:
+                self._parties.clear()
+            known = self._parties[id(endpoint)] = (endpoint, Party(endpoint.workload))
+        return known[1]
+
     def invalidate(self) -> None:
         """What main decided so far is void; questions on their way are asked again."""
         self._known.clear()
+        self._parties.clear()
         self._asked.clear()
         for destination in self._waiting:
             self._ask(destination)

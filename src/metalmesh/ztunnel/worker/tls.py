@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Final
 from metalmesh.hbone import frames as fr
 from metalmesh.hbone.mux import Mux
 from metalmesh.ztunnel.worker.certificates import CIPHER_SUITES
-from metalmesh.ztunnel.worker.loop import ERROR, HANGUP, READ, READ_HANGUP, WRITE
+from metalmesh.ztunnel.worker.loop import READ, WRITE
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
     from metalmesh.hbone.frames import Limits
     from metalmesh.ztunnel.worker.loop import Loop, Timer
@@ -97,7 +96,10 @@ class TlsConnection(Mux):
         self._write = self.tls.write
         self._watch(READ)
         if self.client:
-            self._guard(self._step_handshake)
+            try:
+                self._step_handshake()
+            except (TlsFailedError, OSError) as error:
+                self._fail(error)
 
     def _handshake(self) -> None:
         data = self._sock.recv(65536)
@@ -145,30 +147,30 @@ class TlsConnection(Mux):
         self._events = events
 
     def on_event(self, events: int) -> None:
-        """The socket is ready."""
+        """The socket is ready; what the peer or the network did wrong ends this connection."""
         if self.closed:
             return
-        if self.handshaking:
-            self._guard(self._handshake)
-            return
-        if events & WRITE:
-            self._guard(self._drain_queue)
-        if events & (READ | ERROR | HANGUP | READ_HANGUP) and not self.closed:
-            self._guard(self._receive)
-
-    def _guard(self, step: Callable[[], None]) -> None:
-        """Run a step; whatever the peer or the network did wrong ends the connection only."""
         try:
-            step()
+            if self.handshaking:
+                self._handshake()
+                return
+            if events & WRITE:
+                self._drain_queue()
+            if events & ~WRITE:
+                self._receive()
         except BlockingIOError:
             pass
-        except fr.H2Error as error:
+        except (fr.H2Error, TlsFailedError, OSError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, fr.H2Error):
             self.say_goodbye(error)
             self.flush()
             self.lose(str(error), Loss.PROTOCOL)
-        except TlsFailedError as error:
+        elif isinstance(error, TlsFailedError):
             self.lose(str(error), error.loss)
-        except OSError as error:  # ssl.SSLError is one
+        else:  # ssl.SSLError is an OSError
             self.lose(f"{'tls error' if isinstance(error, ssl.SSLError) else 'io error'}: {error}")
 
     # --- receiving
@@ -187,9 +189,10 @@ class TlsConnection(Mux):
         plain, limit, read, pending = loop.plain, loop.plain_limit, self._read, self._cipher_in
         ended = False
         while not self.closed and not ended:
-            filled = len(self.leftover)
-            plain[:filled] = self.leftover
-            start, stop = filled, filled + limit
+            start = filled = len(self.leftover)
+            if filled:
+                plain[:filled] = self.leftover
+            stop = filled + limit
             more = True
             try:
                 while filled < stop:

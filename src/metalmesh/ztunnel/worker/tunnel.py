@@ -111,7 +111,9 @@ class Tunnel(Stream):
         mux, sock = self.mux, self.sock
         if mux is None or sock is None:
             return
-        window = min(self.send_window, mux.send_window)
+        window = self.send_window
+        if window > mux.send_window:
+            window = mux.send_window
         if window <= 0 or mux.queued > HIGH_BYTES:
             mux.block(self)
             self.watch(self._interest())
@@ -144,8 +146,7 @@ class Tunnel(Stream):
 
     def _read_frame(self, mux: Mux, sock: socket.socket, window: int, events: int) -> int:
         """Read into one frame; set ``local_end`` if FIN is right behind the data."""
-        frame_bytes = mux.peer_frame
-        buffer = mux.take_buffer()
+        buffer = mux.out or mux.take_buffer()
         start = mux.out_used + fr.HEADER_BYTES
         room = BUFFER_BYTES - start
         if room < (CHUNK_BYTES if self._bulk else _MIN_ROOM):
@@ -153,9 +154,8 @@ class Tunnel(Stream):
             buffer = mux.take_buffer()
             start = mux.out_used + fr.HEADER_BYTES
             room = BUFFER_BYTES - start
-        limit = min(room, window, frame_bytes, CHUNK_BYTES)
-        end = start + limit
-        size = sock.recv_into(buffer.view[start:end])
+        limit = min(room, window, mux.peer_frame, CHUNK_BYTES)
+        size = sock.recv_into(buffer.view[start : start + limit])
         if size == 0:
             return 0
         flags = 0
@@ -231,12 +231,14 @@ class Tunnel(Stream):
             sent = self._send(chunks)
             if sent < 0:
                 return
-            if sent < sum(map(len, chunks)):
+            if sent < (len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))):
                 self._keep(chunks, sent)
                 self.watch(self._interest())
-            chunks.clear()
-            self._took(sent)
-        self._check_remote_end()
+            self.flow.to_app += sent
+            if self.mux is not None:
+                self.mux.credit_stream(self, sent)
+        if self.remote_end:
+            self._check_remote_end()
 
     def _send(self, views: list[memoryview]) -> int:
         """Bytes the application took; -1 when it takes no more at all."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: connections a workload lets wait for policies or routes; more are refused
 MAX_WAITING: Final = 4096
+_MAX_VERDICTS: Final = 4096
+_ALLOWED: Final = ("", "")
 UNKNOWN_WORKLOAD: Final = "failed to fetch information about local workload"
 
 
@@ -52,6 +54,7 @@ class Workload:
         #: those among them that no policy has been able to decide yet
         self.undecided: dict[Judged, None] = {}
         self._policies: Policies | None = None
+        self._verdicts: dict[tuple[l4.Connection, bool], tuple[str, str]] = {}
         self._authorizations: tuple[Authorization, ...] = ()
         self._network_policies: tuple[CompiledNetworkPolicy, ...] = ()
         self.update(message)
@@ -93,6 +96,7 @@ class Workload:
             map(network_policy.network_policy_from_dict, message.network_policies)
         )
         self._policies = message
+        self._verdicts.clear()
         if message.missing:
             return
         for connection in [c for c in self.inbound if c not in self.undecided]:
@@ -112,14 +116,28 @@ class Workload:
     def judge(self, subject: l4.Connection, *, tunneled: bool) -> None:
         """PolicyDeniedError if the policies forbid a connection; its flag is in ``args[1]``.
 
+        Verdicts are remembered until the policies change: one client asks the same thing often.
+        """
+        key = (subject, tunneled)
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            if len(self._verdicts) >= _MAX_VERDICTS:
+                self._verdicts.clear()
+            verdict = self._verdicts[key] = self._decide(subject, tunneled=tunneled)
+        if verdict != _ALLOWED:
+            raise PolicyDeniedError(*verdict)
+
+    def _decide(self, subject: l4.Connection, *, tunneled: bool) -> tuple[str, str]:
+        """Error and flag of a refusal, or ``_ALLOWED``.
+
         NetworkPolicy is enforced here for tunneled connections only, whose port the node's
         packet rules cannot see; plaintext passes those rules.
         """
         verdict = l4.evaluate(self._authorizations, subject)
         if not verdict.allowed:
-            raise PolicyDeniedError(verdict.error, DENY)
+            return verdict.error, DENY
         if not tunneled or self._policies is None or not self._policies.inner_enforcement:
-            return
+            return _ALLOWED
         admitted = network_policy.evaluate_ingress(
             self._network_policies,
             self.uid,
@@ -127,8 +145,7 @@ class Workload:
             Protocol.TCP,
             subject.destination_port,
         )
-        if not admitted.allowed:
-            raise PolicyDeniedError(l4.REJECTION + admitted.message, NETWORK_POLICY)
+        return _ALLOWED if admitted.allowed else (l4.REJECTION + admitted.message, NETWORK_POLICY)
 
     def undecided_verdict(self) -> tuple[str, str, str]:
         """Status, error and flag for a connection whose policies did not arrive in time."""
