@@ -1,4 +1,4 @@
-"""``metalmesh token``: mint, list and revoke join tokens."""
+"""``metalmesh token``: mint, list and revoke join tokens; void the tokens of a node."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from metalmesh.constants import JOIN_TOKEN_TTL_SECONDS, STATE_DIR
 from metalmesh.controlplane.join_tokens import JoinTokens
+from metalmesh.controlplane.revocations import Revocations
 
 if TYPE_CHECKING:
     import argparse
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("-o", "--output", choices=("text", "json"), default="text")
     revoke = actions.add_parser("revoke", help="remove a token before its use")
     revoke.add_argument("id", help="the part of the token before its dot")
-    for action in (create, show, revoke):
+    revoke_node = actions.add_parser("revoke-node", help="void every token a node has")
+    revoke_node.add_argument("node", help="it must join again")
+    for action in (create, show, revoke, revoke_node):
         action.add_argument(
             "--tokens-dir", type=Path, default=DEFAULT_DIR, help=f"default: {DEFAULT_DIR}"
         )
@@ -45,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(tokens.create(args.node, now, args.ttl) + "\n")
     elif args.action == "revoke":
         tokens.revoke(args.id)
+    elif args.action == "revoke-node":
+        Revocations(args.tokens_dir).revoke(args.node, now)
     else:
         _list(tokens.list_unused(), now, as_json=args.output == "json")
     return 0

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from metalmesh.controlplane.identity_service import refuse
-from metalmesh.errors import ProtocolError
+from metalmesh.controlplane.identity_service import TEXT_UNAUTHENTICATED, refuse
+from metalmesh.errors import ProtocolError, TokenError
 from metalmesh.proto import discovery_pb2 as pb
 from metalmesh.service.logs import Bare, Log
 from metalmesh.xds.delta_server import DeltaStream
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from metalmesh.controlplane.identity_service import Context, NodeAuthenticator
     from metalmesh.controlplane.metrics import ControlPlaneMetrics
     from metalmesh.controlplane.snapshot import Snapshot
+    from metalmesh.pki.tokens import NodeToken
 
 ADS_SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_METHOD: Final = "DeltaAggregatedResources"
@@ -37,13 +38,16 @@ log = Log("metalmesh.controlplane.xds")
 class _Session:
     """One open stream."""
 
-    def __init__(self, node: str, peer: str) -> None:
-        self.node = node
+    def __init__(self, token: NodeToken, peer: str) -> None:
+        self.token = token
+        self.node = node = token.node
         self.peer = peer
         self.client_id = ""
         self.connected_at = time.time()
         self.delta = DeltaStream(node)
         self.wake = asyncio.Event()
+        #: why the stream must end although its client did nothing
+        self.revoked = ""
 
 
 class DiscoveryService:
@@ -69,12 +73,22 @@ class DiscoveryService:
                 session.delta.changed(type_url, names, snapshot)
             session.wake.set()
 
+    def end_unauthorized(self) -> None:
+        """End the streams whose token has expired or was revoked."""
+        for session in self._sessions:
+            try:
+                self._authenticator.check_still_valid(session.token)
+            except TokenError as error:
+                log.info("stream ended", {"node": session.node, "reason": str(error)})
+                session.revoked = str(error)
+                session.wake.set()
+
     async def delta_aggregated_resources(
         self, requests: AsyncIterator[pb.DeltaDiscoveryRequest], context: Context
     ) -> None:
         """Serve one stream until either side ends it."""
         token = await self._authenticator.authenticate(context)
-        session = _Session(token.node, context.peer())
+        session = _Session(token, context.peer())
         self._sessions.add(session)
         reader = asyncio.ensure_future(self._read(session, requests))
         log.info("client connected", {"node": session.node, "peer": Bare(session.peer)})
@@ -126,6 +140,8 @@ class DiscoveryService:
                 self._metrics.pushes.inc((response.type_url,))
                 self._metrics.push_bytes.inc((response.type_url,), response.ByteSize())
                 await context.write(response)
+            if session.revoked:
+                await refuse(context, grpc.StatusCode.UNAUTHENTICATED, TEXT_UNAUTHENTICATED)
             if reader.done():
                 break
         error = reader.exception()

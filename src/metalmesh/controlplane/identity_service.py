@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from metalmesh.controlplane.issuer import Issuer
     from metalmesh.controlplane.join_tokens import JoinTokens
     from metalmesh.controlplane.metrics import ControlPlaneMetrics
+    from metalmesh.controlplane.revocations import Revocations
 
     Identities = Mapping[str, frozenset[tuple[str, str]]]
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -54,9 +55,14 @@ class NodeAuthenticator:
     """Issues and verifies node tokens."""
 
     def __init__(
-        self, key: EllipticCurvePrivateKey, ttl_seconds: int, metrics: ControlPlaneMetrics
+        self,
+        key: EllipticCurvePrivateKey,
+        ttl_seconds: int,
+        revocations: Revocations,
+        metrics: ControlPlaneMetrics,
     ) -> None:
         self._key = key
+        self._revocations = revocations
         self._public = key.public_key()
         self._ttl_seconds = ttl_seconds
         self._metrics = metrics
@@ -74,15 +80,23 @@ class NodeAuthenticator:
         try:
             if not isinstance(header, str) or not header.startswith(_BEARER):
                 raise TokenError("no bearer token in the metadata")
-            return verify_node_token(
+            token = verify_node_token(
                 self._public, header.removeprefix(_BEARER).strip(), int(time.time())
             )
+            self._revocations.check(token)
         except TokenError as error:
             self._metrics.authentication_failures.inc()
             audit.warning(
                 "authentication refused", {"peer": Bare(context.peer()), "reason": str(error)}
             )
             await refuse(context, grpc.StatusCode.UNAUTHENTICATED, TEXT_UNAUTHENTICATED)
+        return token
+
+    def check_still_valid(self, token: NodeToken) -> None:
+        """Raise :class:`TokenError` when a token has expired or was revoked since."""
+        if time.time() >= token.expires_at:
+            raise TokenError(f"node token of {token.node} expired")
+        self._revocations.check(token)
 
 
 async def refuse(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:

@@ -74,11 +74,15 @@ class JoinTokens:
             record = self._read(path)
         except FileNotFoundError as error:
             raise TokenError(f"join token {token_id} is unknown") from error
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
         check_join_token(token, record, node, now)
         try:
             path.rename(used)
         except FileNotFoundError as error:
             raise TokenError(f"join token {token_id} was used by somebody else just now") from error
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be used up: {error.strerror}") from error
         return record
 
     def sweep(self, now: int) -> int:

@@ -21,6 +21,7 @@ from metalmesh.controlplane.issuer import Issuer, server_credentials
 from metalmesh.controlplane.join_tokens import JoinTokens
 from metalmesh.controlplane.metrics import ControlPlaneMetrics
 from metalmesh.controlplane.resources import ResourceKeeper
+from metalmesh.controlplane.revocations import Revocations
 from metalmesh.controlplane.state import StateDirectory
 from metalmesh.controlplane.store import DirectoryStore
 from metalmesh.errors import ConfigError, MetalmeshError
@@ -78,7 +79,10 @@ class ControlPlane:
             self._metrics,
         )
         authenticator = NodeAuthenticator(
-            state.token_key(), config.node_token_ttl_seconds, self._metrics
+            state.token_key(),
+            config.node_token_ttl_seconds,
+            Revocations(config.tokens_dir),
+            self._metrics,
         )
         self.keeper = ResourceKeeper(
             DirectoryStore(config.store_dir),
@@ -176,10 +180,11 @@ class ControlPlane:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _maintain(self) -> None:
-        """Renew certificates and keep the status line current."""
+        """Renew certificates, end streams of void tokens, keep the status line current."""
         while True:
             await asyncio.sleep(MAINTENANCE_SECONDS)
             self.issuer.maintain()
+            self.discovery.end_unauthorized()
             self._notifier.status(self._status())
 
     async def _sweep(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from metalmesh.constants import TYPE_ADDRESS, TYPE_AUTHORIZATION
 from metalmesh.pki.keys import make_key
 from metalmesh.pki.tokens import issue_node_token
 from tests.support.waits import wait_until
 from tests.unit.controlplane.conftest import entry
-from tests.wire.controlplane.plane import CHANGE, Client, Plane, signing_request
+from tests.wire.controlplane.plane import CHANGE, Client, Plane, run, signing_request
 
 A = "spiffe://cluster.local/ns/demo/sa/a"
 IMPERSONATION = "request impersonation authentication failure"
@@ -192,6 +194,33 @@ def test_node_token_is_renewed_by_itself_only(plane: Plane) -> None:
     assert client.certificate(A)
     client.token = ""
     assert _refused(client.renew)[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_tokens_of_a_revoked_node_are_void_until_it_joins_again(plane: Plane) -> None:
+    """Also on streams that are open."""
+    client, other = plane.client("node1"), plane.client("node2")
+    stream, kept = client.stream(), other.stream()
+    for item in (stream, kept):
+        item.ask(TYPE_AUTHORIZATION)
+        item.take()
+    run("token", "revoke-node", "node1", "--tokens-dir", str(plane.directory / "tokens"))
+    assert _refused(client.certificate, A)[1] == "request authenticate failure"
+    assert _refused(client.renew)[0] is grpc.StatusCode.UNAUTHENTICATED
+    assert plane.logged("authentication refused", reason="tokens of node node1 were revoked")
+    with pytest.raises(grpc.RpcError) as caught:
+        stream.next()
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert other.renew().node_token
+    kept.ask(TYPE_ADDRESS)
+    assert kept.take().resources
+    kept.close()
+    wait_until(lambda: time.time() >= _next_second(plane), CHANGE)
+    assert plane.client("node1").certificate(A)
+
+
+def _next_second(plane: Plane) -> int:
+    """Tokens count whole seconds: one of the second of the revocation is void, too."""
+    return json.loads((plane.directory / "tokens" / "revoked-nodes").read_text())["node1"] + 1
 
 
 # --- the server's own identity ---------------------------------------------------------------
