@@ -133,6 +133,8 @@ class Enrolment:
     def refresh(self) -> None:
         """Read specs and records again; declare a job per netns that is up."""
         try:
+            if not self._state.netns_dir.is_dir():
+                raise StoreError(f"{self._state.netns_dir} has vanished; restart metalmesh-node")
             records = self._state.records()
             running = {name: (record.uid,) for name, record in records.items()}
             specs = load_directory(
@@ -173,7 +175,7 @@ class Enrolment:
 
     def serve(self, name: str) -> None:
         """The netns is as it should be: have the ztunnel serve its workload, or stop."""
-        record, workload = self._state.records().get(name), self._specs.workloads.get(name)
+        record, workload = self._records.get(name), self._specs.workloads.get(name)
         served = self._served.get(name)
         wanted = None
         if record is not None and workload is not None and workload.captured:
@@ -202,15 +204,11 @@ class Enrolment:
     # --- drift inside a netns ----------------------------------------------------------------
     def _watch(self, name: str, inode: int) -> None:
         try:
-            fd = open_netns(netns_path(name))
+            watch = _network_watch(name)
         except MetalmeshError as error:
-            # the job fails with the same message and is tried again
+            # the job fails for the same reason and is tried again
             log.warning("netns cannot be watched", {"netns": name, "error": str(error)})
             return
-        try:
-            watch = NetworkWatch(fd)
-        finally:
-            os.close(fd)
         loop = asyncio.get_running_loop()
 
         def on_event() -> None:
@@ -244,3 +242,11 @@ class Enrolment:
         self._metrics.workloads.set(len(self._records), ("up",))
         self._metrics.workloads.set(len(served), ("captured",))
         self._metrics.workloads.set(len(served & self._zds.acknowledged), ("served",))
+
+
+def _network_watch(name: str) -> NetworkWatch:
+    fd = open_netns(netns_path(name))
+    try:
+        return NetworkWatch(fd)
+    finally:
+        os.close(fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -269,15 +270,33 @@ def test_spec_that_becomes_wrong_leaves_its_workload_served(node):
         assert node.debug()["workloads"][0]["served"]
 
 
-def test_deleted_netns_is_an_error_of_its_workload_alone(node):
+@pytest.mark.parametrize("tool", [["ip", "netns", "del"], ["umount", "-l"]], ids=lambda t: t[0])
+def test_deleted_netns_is_an_error_of_its_workload_alone(node, tool):
     node.declare("w", V4)
     node.declare("v", "10.244.9.12")
     node.up("w")
     node.up("v")
     node.start_agent()
-    subprocess.run(["ip", "netns", "del", f"{node.unique}-w"], check=True)
+    path = node.workload("w").path
+    subprocess.run([*tool, path.name if tool[0] == "ip" else str(path)], check=True)
+    # a restarted agent finds it like that
+    node.stop_agents()
+    node.start_agent()
     wait_until(lambda: f"netns:{node.unique}-w" in node.debug()["notInForce"], WAITS["drift"])
     assert "was deleted without" in node.log()
     assert node.get("/healthz/ready")[0] == 200
     node.up("w")
     wait_until(lambda: node.debug()["notInForce"] == {}, WAITS["drift"])
+
+
+def test_records_that_vanish_take_no_workload_from_the_ztunnel(node):
+    node.declare("w", V4)
+    node.up("w")
+    node.start_agent()
+    with ztunnel(node) as fake:
+        assert len(fake.accept_snapshot()) == 1
+        shutil.rmtree(node.directory / "run" / "netns")
+        wait_until(lambda: "has vanished" in node.log(), WAITS["workload"])
+        # long enough for every job to have looked
+        with pytest.raises(TimeoutError):
+            fake.receive()
