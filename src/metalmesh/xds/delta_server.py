@@ -117,19 +117,26 @@ class DeltaStream:
         return answer
 
     def _open(self, request: pb.DeltaDiscoveryRequest, source: ResourceSource) -> None:
-        """The first request of a type: no names mean everything (the legacy wildcard)."""
+        """The first request of a type: no names mean everything (the legacy wildcard).
+
+        What an on-demand client still holds it is subscribed to, as with istiod; an empty version
+        stands for a name it waits for.
+        """
         subscribed = set(request.resource_names_subscribe)
         unsubscribed = set(request.resource_names_unsubscribe)
         wildcard = (not subscribed or WILDCARD in subscribed) and WILDCARD not in unsubscribed
+        versions = dict(request.initial_resource_versions)
+        asked = subscribed - unsubscribed - {WILDCARD}
+        owed = asked | {name for name, version in versions.items() if not version}
         found = _Subscription(
             wildcard=wildcard,
-            asked=subscribed - unsubscribed - {WILDCARD},
-            held=dict(request.initial_resource_versions),
+            asked=asked if wildcard else asked | versions.keys(),
+            held={name: version for name, version in versions.items() if version},
             due=wildcard,
         )
         _check_size(found)
         self._subscriptions[request.type_url] = found
-        found.owed |= found.asked
+        found.owed |= owed
         # everything the client has may be outdated or gone
         found.dirty |= found.held.keys()
         self._mark_wanted(found, request.type_url, found.asked, source)

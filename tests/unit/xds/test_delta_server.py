@@ -281,6 +281,21 @@ def test_unsubscribed_name_is_not_sent_any_more(on_demand: Playbook) -> None:
     assert on_demand.take() == ({"b"}, set())
 
 
+def test_on_demand_reconnect_keeps_what_the_client_holds_and_answers_what_it_waits_for(
+    book: Playbook,
+) -> None:
+    """It subscribes to nothing and lists what it has; an empty version is a pending name."""
+    book.serve(address={"same": "1", "changed": "2", "other": "1", "pending": "1"})
+    version = served_resource("same", b"1").version
+    held = {"same": version, "changed": version, "gone": version}
+    book.ask(
+        subscribe=["*"], unsubscribe=["*"], versions={**held, "/pending.ip": "", "/nobody": ""}
+    )
+    assert book.take() == ({"changed", "pending"}, {"gone", "/nobody"})
+    book.serve(address={"same": "2", "changed": "2", "other": "2", "pending": "1"})
+    assert book.take() == ({"same"}, set())
+
+
 def test_wildcard_may_be_added_and_dropped(on_demand: Playbook) -> None:
     on_demand.ask(subscribe=["a"])
     on_demand.take()
