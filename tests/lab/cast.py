@@ -49,6 +49,7 @@ def workload(mesh: Mesh, node: str, number: int, name: str, *, ambient: bool = T
         address=str(ipaddress.ip_network(route)[200 + number]),
         trust_domain=mesh.settings["trust_domain"],
         ambient=ambient,
+        labels={"tier": "back" if node == "node2" else "front"},
     )
 
 

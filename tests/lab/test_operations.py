@@ -183,3 +183,47 @@ def test_control_plane_counts_its_resources(mesh: Mesh, cast: Cast) -> None:
     text = mesh.control_plane.get(PORT_CONTROL_PLANE_METRICS, "/metrics")
     assert re.search(r"^# TYPE \w+ (counter|gauge|histogram)$", text, re.MULTILINE)
     assert re.search(r"^metalmesh_\w+", text, re.MULTILINE)
+
+
+def test_unreadable_store_leaves_everything_in_force(mesh: Mesh, cast: Cast) -> None:
+    """The control plane says what it cannot read, keeps serving, and recovers by itself."""
+    client, address = cast.client, cast.server.address
+    store = mesh.control_plane.path(mesh.settings["store_dir"])
+    hidden = store.with_name("store-hidden-by-a-test")
+    log = mesh.control_plane.journal(CONTROL_PLANE)
+    with mesh.applied(authorization("DENY", from_workload(client))):
+        wait_until(
+            lambda: ask(client.netns, address, APP_PORT, b"x") == b"",
+            WAITS["policy"],
+            what="the policy in force",
+        )
+        store.rename(hidden)
+        try:
+            print(log.wait("error", mesh.settings["store_dir"]))
+            assert ask(client.netns, address, APP_PORT, b"x") == b""
+            assert ask(cast.peer.netns, address, APP_PORT, b"x") == b"x"
+        finally:
+            hidden.rename(store)
+    wait_until(
+        lambda: ask(client.netns, address, APP_PORT, b"x") == b"x",
+        WAITS["policy"],
+        what="changes noticed again",
+    )
+
+
+def test_full_disk_is_named(mesh: Mesh) -> None:
+    """What cannot be written is an error with the file and the reason, not half a file."""
+    machine = mesh.control_plane
+    place = "/run/metalmesh-proof-full"
+    machine.sh(f"mkdir {place} && mount -t tmpfs -o size=4k tmpfs {place}")
+    try:
+        machine.sh(f"head -c 4096 /dev/zero > {place}/ballast")
+        program = machine.unit(CONTROL_PLANE, "ExecStart")["ExecStart"].split("argv[]=")[1]
+        command = f"{program.split()[0]} token create --node node1 --tokens-dir {place}/tokens"
+        done = machine.host.run(command)
+        assert done.rc == 1
+        assert place in done.stderr
+        assert "No space left on device" in done.stderr
+        assert machine.sh(f"ls {place}").split() in (["ballast"], ["ballast", "tokens"])
+    finally:
+        machine.sh(f"umount {place} && rmdir {place}")

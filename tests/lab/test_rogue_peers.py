@@ -88,6 +88,10 @@ def foreign_ca(mesh_ca: CertificateAuthority, identity: str) -> ssl.SSLContext:
     return _context(CertificateAuthority("a stranger").leaf(identity), mesh_ca)
 
 
+def self_signed(mesh_ca: CertificateAuthority, identity: str) -> ssl.SSLContext:
+    return _context(mesh_ca.self_signed(identity), mesh_ca)
+
+
 def expired(mesh_ca: CertificateAuthority, identity: str) -> ssl.SSLContext:
     over = datetime.timedelta(minutes=-5)
     return _context(mesh_ca.leaf(identity, valid_for=over), mesh_ca)
@@ -108,6 +112,7 @@ def no_spiffe_identity(mesh_ca: CertificateAuthority, identity: str) -> ssl.SSLC
         (tls_1_2, "unsupported protocol"),
         (http_1_1, "h2"),
         (foreign_ca, "self-signed certificate in certificate chain"),
+        (self_signed, "certificate verify failed: self-signed certificate"),
         (expired, "certificate has expired"),
         (other_trust_domain, "did not present the expected trustdomain (cluster.local)"),
         (no_spiffe_identity, "did not present the expected trustdomain (cluster.local)"),

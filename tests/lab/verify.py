@@ -92,8 +92,11 @@ def curl(where: str, node: Machine, url: str, marker: bytes, seconds: int = CURL
 class Proof:
     """The steps, in the order in which they are printed."""
 
-    def __init__(self, mesh: Mesh, client: Workload, server: Workload, port: int) -> None:
+    def __init__(
+        self, mesh: Mesh, client: Workload, server: Workload, port: int, service: str
+    ) -> None:
         self.mesh, self.client, self.server, self.port = mesh, client, server, port
+        self.service = service
         self.report = Report()
         self.url = f"http://{server.address}:{port}/"
 
@@ -123,6 +126,7 @@ class Proof:
         with capture(self._link(), f"host {server.address}", directory=directory) as recording:
             status = curl(client.netns_name, client.node, self.url, marker)
         self.report.add(Claim("curl was answered", status == "200", f"HTTP status {status}"))
+        self._by_name()
         exchange = Exchange(
             client_address=client.address,
             client_identity=client.identity,
@@ -132,6 +136,13 @@ class Proof:
             marker=marker,
         )
         self.report.add(*claims(recording, self.mesh.keylog(), exchange))
+
+    def _by_name(self) -> None:
+        """The same by the service's name: node-local DNS, its virtual address, an endpoint."""
+        if self.service:
+            url = f"http://{self.service}/"
+            status = curl(self.client.netns_name, self.client.node, url, new_marker())
+            self.report.add(Claim(f"curl {url} is answered, too", status == "200", status))
 
     def _recorder_sees_plaintext(self, directory: Path) -> None:
         """The negative twin: without a mesh the same recording shows the marker."""
@@ -224,6 +235,7 @@ def main() -> int:
     parser.add_argument("--client", default="demo/sleep", help="NAMESPACE/NAME, has curl")
     parser.add_argument("--server", default="demo/echo-v2", help="NAMESPACE/NAME on another node")
     parser.add_argument("--port", type=int, default=8080, help="where the server listens")
+    parser.add_argument("--service", default="", help="NAME.NAMESPACE that has the server, if any")
     arguments = parser.parse_args()
     try:
         machines = Machines(Lab.open(arguments.lab))
@@ -233,7 +245,7 @@ def main() -> int:
             server = find_workload(mesh, arguments.server)
             if client.node.name == server.node.name:
                 raise LabError(f"{arguments.client} and {arguments.server} share a node")
-            return 1 if Proof(mesh, client, server, arguments.port).run() else 0
+            return 1 if Proof(mesh, client, server, arguments.port, arguments.service).run() else 0
         finally:
             machines.close()
     except LabError as error:

@@ -239,9 +239,11 @@ def capture_traffic(where: Netns, *, ipv6: bool = False) -> None:
     finally:
         path.unlink()
     mark = f"{MARK_TRACKED:#x}/{MARK_MASK:#x}"
-    where.run("ip", "route", "add", "local", "0.0.0.0/0", "dev", "lo", "table", str(ROUTE_TABLE))
     rule = ("fwmark", mark, "table", str(ROUTE_TABLE), "pref", str(RULE_PRIORITY))
-    where.run("ip", "rule", "add", *rule)
+    for family, everything in (("-4", "0.0.0.0/0"), ("-6", "::/0"))[: 2 if ipv6 else 1]:
+        route = ("local", everything, "dev", "lo", "table", str(ROUTE_TABLE))
+        where.run("ip", family, "route", "add", *route)
+        where.run("ip", family, "rule", "add", *rule)
 
 
 @dataclass

@@ -76,14 +76,26 @@ class CertificateAuthority:
         found._name = x509.load_pem_x509_certificates(chain)[0].subject
         return found
 
-    def leaf(self, *uris: str, valid_for: datetime.timedelta = HOUR) -> Credentials:
+    def self_signed(self, uri: str) -> Credentials:
+        """A leaf that vouches for itself."""
+        alone = CertificateAuthority("nobody")
+        leaf = alone.leaf(uri, key=alone._key)
+        return Credentials(leaf.chain, leaf.key, self.root_pem)
+
+    def leaf(
+        self,
+        *uris: str,
+        valid_for: datetime.timedelta = HOUR,
+        key: ec.EllipticCurvePrivateKey | None = None,
+    ) -> Credentials:
         """Sign a leaf with these URI SANs; a negative validity makes an expired one."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        subject = self._name if key is not None else x509.Name([])
+        key = key or ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
         start = min(now, now + valid_for) - HOUR
         names = [x509.UniformResourceIdentifier(uri) for uri in uris]
         certificate = (
-            self._builder(x509.Name([]), key, start, now + valid_for)
+            self._builder(subject, key, start, now + valid_for)
             .add_extension(x509.SubjectAlternativeName(names), critical=True)
             .add_extension(x509.ExtendedKeyUsage(USAGES), critical=False)
             .sign(self._key, hashes.SHA256())

@@ -89,7 +89,8 @@ class Stalled:
 @contextlib.contextmanager
 def tcp_app(where: Netns, port: int, serve: Serve, address: str = "0.0.0.0") -> Iterator[list[str]]:
     """Serve every connection in a thread; gives the list of callers' addresses."""
-    listener = where.listen(port, address=address)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = where.do(lambda: socket.create_server((address, port), family=family))
     callers: list[str] = []
 
     def handle(peer: socket.socket) -> None:
