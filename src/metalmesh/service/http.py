@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import inspect
+import socket
 import zlib
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlsplit
 
+from metalmesh.errors import NetworkError
 from metalmesh.service.logs import Log
 
 if TYPE_CHECKING:
@@ -103,15 +105,16 @@ class HttpServer:
         """
         for address in addresses:
             try:
-                server = await asyncio.start_server(
-                    self._serve, address, port, limit=MAX_HEAD_BYTES, reuse_address=True
-                )
+                sock = _bound_socket(address, port)
             except OSError as error:
                 if error.errno in _NO_SUCH_FAMILY and self._servers:
                     continue
-                raise
+                raise NetworkError(
+                    f"HTTP port {port} on {address}: {error.strerror}; is another instance running?"
+                ) from error
+            server = await asyncio.start_server(self._serve, sock=sock, limit=MAX_HEAD_BYTES)
             self._servers.append(server)
-            port = int(server.sockets[0].getsockname()[1])
+            port = int(sock.getsockname()[1])
         return port
 
     async def close(self) -> None:
@@ -171,6 +174,21 @@ class HttpServer:
         except Exception as error:
             log.exception(f"handler of {request.method} {request.path} failed", error)
             return text("Internal Server Error\n", 500)
+
+
+def _bound_socket(address: str, port: int) -> socket.socket:
+    """A socket bound to an address; asyncio's own way loses the errno when that fails."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request | None:
