@@ -46,7 +46,8 @@ class DirectoryStore:
             except OSError as error:
                 if relative and isinstance(error, FileNotFoundError):
                     continue  # removed while we were reading: gone
-                unreadable[relative or "."] = f"cannot be read: {error.strerror}"
+                what = "" if relative else f"the store {self.directory} "
+                unreadable[relative or "."] = f"{what}cannot be read: {error.strerror}"
         files = {}
         for source, signature in signatures.items():
             found = self._parse(source, signature, unreadable)
