@@ -199,7 +199,7 @@ def test_unreadable_store_leaves_everything_in_force(mesh: Mesh, cast: Cast) -> 
         )
         store.rename(hidden)
         try:
-            print(log.wait("error", mesh.settings["store_dir"]))
+            print(log.wait("cannot be read", mesh.settings["store_dir"]))
             assert ask(client.netns, address, APP_PORT, b"x") == b""
             assert ask(cast.peer.netns, address, APP_PORT, b"x") == b"x"
         finally:
