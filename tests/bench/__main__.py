@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from metalmesh.model.authorization import (
     Action,
@@ -34,6 +35,7 @@ from tests.support.pki import CertificateAuthority
 from tests.support.waits import WAITS, wait_until
 
 BULK, HTTP = 5201, 8080
+Row = dict[str, Any]
 TARGET = 0.8
 
 
@@ -152,7 +154,7 @@ def envoy_side(directory: Path) -> Iterator[Side]:
         yield Side("envoy", one, other.address, pids)
 
 
-def measure(sides: list[Side], measures: list[Measure], rounds: int, seconds: int) -> list[dict]:
+def measure(sides: list[Side], measures: list[Measure], rounds: int, seconds: int) -> list[Row]:
     """Every figure of every side, the sides taking turns within each round."""
     rows = []
     for number in range(rounds):
@@ -166,22 +168,34 @@ def measure(sides: list[Side], measures: list[Measure], rounds: int, seconds: in
     return rows
 
 
-def summarize(rows: list[dict], measures: list[Measure]) -> list[dict]:
-    """Medians and the ratio of ours to Envoy's."""
+def summarize(rows: list[Row], measures: list[Measure], seconds: int) -> list[Row]:
+    """Medians, the ratio of ours to Envoy's, and the processor time a unit of work costs."""
     table = []
     for item in measures:
-        ours, theirs = (
-            statistics.median(
-                row["value"] for row in rows if row["measure"] == item.name and row["side"] == side
-            )
-            for side in ("metalmesh", "envoy")
-        )
-        ratio = theirs / ours if item.less else ours / theirs
-        table.append(
-            {"measure": item.name, "unit": item.unit, "metalmesh": ours, "envoy": theirs}
-            | {"ratio": ratio}
-        )
+        ours, theirs = (_median(rows, item.name, side, "value") for side in ("metalmesh", "envoy"))
+        row: Row = {"measure": item.name, "unit": item.unit, "metalmesh": ours, "envoy": theirs}
+        row["ratio"] = theirs / ours if item.less else ours / theirs
+        for side, value in (("metalmesh", ours), ("envoy", theirs)):
+            # gigabytes moved, or thousands of requests served
+            work = value * seconds * (1 / 8 if item.unit == "Gb/s" else 1e-3)
+            row[f"{side}_cpu"] = _median(rows, item.name, side, "cpu") / work * 1000
+        table.append(row)
     return table
+
+
+def _median(rows: list[Row], name: str, side: str, field: str) -> float:
+    chosen = (row[field] for row in rows if (row["measure"], row["side"]) == (name, side))
+    return statistics.median(chosen)
+
+
+def show(table: list[Row]) -> None:
+    """The table in Markdown."""
+    print("\n| measure | unit | metalmesh | envoy | ratio | processor ms per GB or 1000 |")
+    print("|---|---|---|---|---|---|")
+    for row in table:
+        cost = "{metalmesh_cpu:.0f} against {envoy_cpu:.0f}".format(**row)
+        figures = "{metalmesh:.4g} | {envoy:.4g} | {ratio:.2f}".format(**row)
+        print(f"| {row['measure']} | {row['unit']} | {figures} | {cost} |")
 
 
 def main() -> int:
@@ -199,12 +213,8 @@ def main() -> int:
         for side in sides:  # warm up: first connections, first certificates
             load.requests(side.client, side.server, HTTP, connections=2, seconds=1)
         rows = measure(sides, measures, options.rounds, options.seconds)
-    table = summarize(rows, measures)
-    print(
-        "\n| measure | unit | metalmesh | envoy | ratio (larger is better) |\n|---|---|---|---|---|"
-    )
-    for row in table:
-        print("| {measure} | {unit} | {metalmesh:.4g} | {envoy:.4g} | {ratio:.2f} |".format(**row))
+    table = summarize(rows, measures, options.seconds)
+    show(table)
     if options.json:
         Path(options.json).write_text(json.dumps({"rows": rows, "table": table}, indent=1))
     slow = [row["measure"] for row in table if row["ratio"] < TARGET]

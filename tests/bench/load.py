@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from tests.support.netns import Netns
+from tests.support.waits import WAITS, wait_until
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -17,8 +18,17 @@ def gigabits(
 ) -> float:
     """Throughput through a path, Gb/s; ``down`` is from the server to the client."""
     command = ["iperf3", "-c", address, "-p", str(port), "-P", str(streams), "-t", str(seconds)]
-    output = where.run(*command, "-J", *(["-R"] if down else []), timeout_seconds=seconds + 20)
-    return float(json.loads(output)["end"]["sum_received"]["bits_per_second"]) / 1e9
+    command += ["-J", *(["-R"] if down else [])]
+
+    def measured() -> float:
+        result = json.loads(where.run(*command, timeout_seconds=seconds + 20))
+        if "busy" in result.get("error", ""):
+            return 0.0  # it is still ending the measurement before this one
+        if "error" in result:
+            raise RuntimeError(f"iperf3 to {address} port {port}: {result['error']}")
+        return float(result["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+    return wait_until(measured, WAITS["traffic"], what="a free iperf3 server")
 
 
 def requests(

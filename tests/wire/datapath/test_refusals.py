@@ -296,6 +296,12 @@ def test_peer_that_stalls_is_dropped(shared_pair: Pair) -> None:
     shared_pair.destination.log_line("connection failed", "http2 handshake failed: timed out")
 
 
+def test_only_aes_gcm_suites_are_spoken(shared_pair: Pair) -> None:
+    """The faster of the two is chosen from all that a client offers."""
+    with hbone_client(shared_pair) as client:
+        assert client.socket.cipher()[0] == "TLS_AES_128_GCM_SHA256"
+
+
 def test_garbage_instead_of_tls_is_refused(shared_pair: Pair) -> None:
     """Plaintext to 15008 gets an alert and nothing else."""
     with dial_uncaptured(

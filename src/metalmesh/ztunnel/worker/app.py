@@ -12,7 +12,7 @@ from metalmesh.ztunnel import messages as m
 from metalmesh.ztunnel.worker.certificates import make_credentials
 from metalmesh.ztunnel.worker.context import Context
 from metalmesh.ztunnel.worker.logs import LogWriter
-from metalmesh.ztunnel.worker.loop import READ, WRITE, Loop
+from metalmesh.ztunnel.worker.loop import READ, WRITE, Loop, report_fault
 from metalmesh.ztunnel.worker.server import WorkloadServer
 from metalmesh.ztunnel.worker.workloads import Workload
 
@@ -89,6 +89,8 @@ class Worker:
                 self._handlers[type(message)](message)
             except MetalmeshError as error:
                 self._log.line("error", "worker", str(error))
+            except Exception:  # the other messages must still be heard
+                report_fault(message)
             finally:
                 for fd in self._fds:
                     os.close(fd)
@@ -98,6 +100,12 @@ class Worker:
             # also when draining already, with more time: nobody tells us of policies any more
             self._log.line("error", "worker", "main process is gone: draining")
             self._drain(m.Drain(deadline_seconds=_ORPHAN_DEADLINE_SECONDS))
+
+    def on_fault(self) -> None:
+        """The pipe is broken: without main we can only finish what is open."""
+        self._loop.unwatch(self._channel.fileno())
+        self._channel.close()
+        self._drain(m.Drain(deadline_seconds=_ORPHAN_DEADLINE_SECONDS))
 
     def _configure(self, message: m.Configure) -> None:
         self._log.configure(message.log_level, message.log_format)

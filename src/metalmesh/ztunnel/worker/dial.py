@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.constants import CONNECT_TIMEOUT_SECONDS
+from metalmesh.errors import NetworkError
 from metalmesh.net.sockets import (
     bind_source,
     finish_connect,
@@ -45,7 +46,7 @@ class Dial:
         try:
             context.netns.enter(netns_fd)
             sock = upstream_socket(address, local=bool(source))
-        except OSError as error:
+        except (OSError, NetworkError) as error:
             self._finish(None, f"connection failed: {error}")
             return
         self._sock = sock
@@ -86,6 +87,10 @@ class Dial:
         self._context.dials.discard(self)
         self._context.loop.unwatch(sock.fileno())
         self._finish(sock, "")
+
+    def on_fault(self) -> None:
+        """A bug of ours ends this connection only."""
+        self._fail("internal error")
 
     def expire(self) -> None:
         """Too slow."""

@@ -62,17 +62,24 @@ class InboundConnection(TlsConnection):
 
     def begin(self) -> None:
         """Wait for the workload's certificate if need be, then for the client's hello."""
-        context, identity = self._server.context, self._server.workload.identity
+        context = self._server.context
         context.handshakes.add(self)
         context.sources.lookup(self.client_ip, lambda _labels: None)  # have it when needed
-        if identity is None:
-            self.lose(self._server.workload.unknown_error)
+        self.identify()
+
+    def identify(self) -> None:
+        """Take the workload's certificate, when it is known who the workload is."""
+        certificates, identity = self._server.context.certificates, self._server.workload.identity
+        if self.closed:
             return
-        credentials = context.certificates.get(str(identity))
+        if identity is None:
+            self._server.unidentified[self] = None
+            return
+        credentials = certificates.get(str(identity))
         if credentials is not None:
             self._certified(credentials, "")
         else:
-            context.certificates.wait(str(identity), self._certified)
+            certificates.wait(str(identity), self._certified)
 
     def _certified(self, credentials: Credentials | None, error: str) -> None:
         if self.closed:
@@ -85,11 +92,12 @@ class InboundConnection(TlsConnection):
 
     def expire(self) -> None:
         """The client stalls in the handshake, of TLS or of HTTP/2."""
-        self.lose(
-            "tls handshake error: timed out"
-            if self.handshaking
-            else "http2 handshake failed: timed out"
-        )
+        if self._server.workload.identity is None:
+            self.lose(self._server.workload.unknown_error)
+        elif self.handshaking:
+            self.lose("tls handshake error: timed out")
+        else:
+            self.lose("http2 handshake failed: timed out")
 
     def on_secured(self) -> None:
         """The client must have an identity of our own trust domain."""
@@ -175,6 +183,7 @@ class InboundConnection(TlsConnection):
         """Early failures and broken protocols get their own line; streams have told theirs."""
         self._server.context.handshakes.discard(self)
         self._server.inbound.pop(self, None)
+        self._server.unidentified.pop(self, None)
         if error and (loss is not Loss.ENDED or not self._last_id):
             source = headers.format_authority(self.client_ip, self.client_port)
             flow = Flow(self._server.context.recorder, INBOUND, "", source)

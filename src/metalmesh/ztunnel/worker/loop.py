@@ -49,12 +49,18 @@ class Handler(Protocol):
     def on_event(self, events: int) -> None:
         """``events`` is the epoll mask; may also come when nothing has happened."""
 
+    def on_fault(self) -> None:
+        """``on_event`` raised what it must not raise: give up what it was about."""
+
 
 class Flusher(Protocol):
     """Whoever gathered output in this turn."""
 
     def flush(self) -> None:
         """Encrypt and send it."""
+
+    def on_fault(self) -> None:
+        """``flush`` raised what it must not raise: give up what it was about."""
 
 
 class Timer:
@@ -150,11 +156,20 @@ class Loop:
                     try:
                         handler.on_event(mask)
                     except Exception:  # one connection's fault must not end all others
-                        report_fault(handler)
+                        self._contain(handler, fd)
             if timers and timers[0][0] <= self.now:
                 self._run_timers()
             if self.dirty or self._closing or self.at_turn_end:
                 self._end_turn()
+
+    def _contain(self, culprit: Handler | Flusher, fd: int = -1) -> None:
+        """End what a bug of ours was about: left alone it would come back every turn."""
+        report_fault(culprit)
+        try:
+            culprit.on_fault()
+        except Exception:  # as above; at least it must not be called again
+            report_fault(culprit)
+            self.unwatch(fd)
 
     def _run_timers(self) -> None:
         timers = self._timers
@@ -173,7 +188,7 @@ class Loop:
                 try:
                     flusher.flush()
                 except Exception:  # as above
-                    report_fault(flusher)
+                    self._contain(flusher)
         if self._closing:
             closing, self._closing = self._closing, []
             for sock in closing:

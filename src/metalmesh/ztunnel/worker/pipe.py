@@ -78,6 +78,10 @@ class PipeEnd:
         except OSError as error:
             self.pipe.abort(f"io error: {error}")
 
+    def on_fault(self) -> None:
+        """A bug of ours ends this connection only."""
+        self.pipe.abort("internal error")
+
     def _pull(self, events: int) -> None:
         if self.read_ended or self.other.backlog:
             if events & ERROR:

@@ -15,6 +15,7 @@ from metalmesh.constants import (
     POOL_MAX_STREAMS,
     PORT_HBONE,
 )
+from metalmesh.errors import NetworkError
 from metalmesh.hbone.frames import Limits
 from metalmesh.net.sockets import finish_connect, start_connect, upstream_socket
 from metalmesh.ztunnel.worker.certificates import peer_identities
@@ -105,9 +106,13 @@ class Pool:
                 key.identity, lambda found, error: self._certified(key, shelf, found, error)
             )
             return
-        self._context.netns.enter(self._workload.netns_fd)
         host, _, port = key.address.rpartition(":")
-        sock = upstream_socket(host.strip("[]"))
+        try:
+            self._context.netns.enter(self._workload.netns_fd)
+            sock = upstream_socket(host.strip("[]"))
+        except (OSError, NetworkError) as error:
+            self._fail_waiting(shelf, f"connection failed: {error}", CONNECT)
+            return
         connection = PoolConnection(self, key, sock, self._context, credentials)
         shelf.connecting = connection
         connection.connect(host.strip("[]"), int(port))

@@ -67,7 +67,14 @@ class Listener:
                 return
             if found is None:
                 return
-            self._take(*found)
+            try:
+                self._take(*found)
+            except OSError as error:  # it was reset before we looked at it
+                self._context.log.line("debug", "proxy", f"connection lost at once: {error}")
+                self._context.loop.close(found[0])
+
+    def on_fault(self) -> None:
+        """A bug of ours with one connection; the next ones may do better."""
 
     def close(self) -> None:
         """Accept no more."""
@@ -93,6 +100,8 @@ class WorkloadServer:
         self.outbound: dict[OutboundConnection, None] = {}
         self.plain: dict[Abortable, None] = {}
         self.inbound: dict[InboundConnection, None] = {}
+        #: those among them that came before the control plane told us who we are
+        self.unidentified: dict[InboundConnection, None] = {}
         self._hbone_address = ""
         self._describe()
         takers = (self._take_outbound, self._take_plaintext, self._take_hbone)
@@ -109,6 +118,10 @@ class WorkloadServer:
         self.workload.update(message)
         self._describe()
         self.workload.decide_waiting()
+        if self.workload.identity is not None:
+            waiting, self.unidentified = self.unidentified, {}
+            for connection in waiting:
+                connection.identify()
 
     def hbone_address(self, sock: socket.socket | None) -> str:
         """``ip:15008``, where inbound connections arrive, for the log."""

@@ -163,6 +163,10 @@ class TlsConnection(Mux):
         except (fr.H2Error, TlsFailedError, OSError) as error:
             self._fail(error)
 
+    def on_fault(self) -> None:
+        """A bug of ours ends this connection only."""
+        self.lose("internal error")
+
     def _fail(self, error: Exception) -> None:
         if isinstance(error, fr.H2Error):
             self.say_goodbye(error)

@@ -105,6 +105,10 @@ class Tunnel(Stream):
             return
         self._pull(events)
 
+    def on_fault(self) -> None:
+        """A bug of ours ends this connection only."""
+        self.abort("internal error")
+
     # --- application -> tunnel
     def _pull(self, events: int) -> None:
         """Read what the application has sent into frames."""

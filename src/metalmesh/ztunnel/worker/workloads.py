@@ -91,12 +91,13 @@ class Workload:
 
     def set_policies(self, message: Policies) -> None:
         """New policies: re-evaluate what is open, decide what waits."""
+        self._policies = None  # should they turn out unreadable, nothing new is let in
+        self._verdicts.clear()
         self._authorizations = tuple(map(Authorization.from_dict, message.authorizations))
         self._network_policies = tuple(
             map(network_policy.network_policy_from_dict, message.network_policies)
         )
         self._policies = message
-        self._verdicts.clear()
         if message.missing:
             return
         for connection in [c for c in self.inbound if c not in self.undecided]:
