@@ -96,7 +96,7 @@ def install_environment() -> None:
     subprocess.run(
         [VENV / "bin" / "uv", "pip", "install", "--quiet", "--editable", ".[dev]"],
         cwd=ROOT,
-        env={**os.environ, **uv_settings(_pip_configuration(python)), "VIRTUAL_ENV": str(VENV)},
+        env={**os.environ, **_uv_environment(python), "VIRTUAL_ENV": str(VENV)},
         check=True,
     )
     STAMP.write_text(wanted)
@@ -114,6 +114,12 @@ def _works() -> bool:
     if not python.exists():
         return False
     return subprocess.run([python, "-c", ""], check=False, capture_output=True).returncode == 0
+
+
+def _uv_environment(python: Path) -> dict[str, str]:
+    settings = uv_settings(_pip_configuration(python))
+    links = present_links(settings.pop("UV_FIND_LINKS", ""))
+    return {**settings, "UV_FIND_LINKS": links} if links else settings
 
 
 def _pip_configuration(python: Path) -> str:
@@ -142,6 +148,15 @@ def uv_settings(pip_configuration: str) -> dict[str, str]:
         separator = "," if variable in _COMMA_SEPARATED else " "
         settings[variable] = separator.join(value.split())
     return settings
+
+
+def present_links(find_links: str) -> str:
+    """Those of a comma-separated list that are there: pip passes over a missing directory, uv ends.
+
+    What has a scheme is not looked for.
+    """
+    links = find_links.split(",")
+    return ",".join(link for link in links if "://" in link or Path(link).is_dir())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from lab.bootstrap import uv_settings
+from typing import TYPE_CHECKING
+
+from lab.bootstrap import present_links, uv_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_pip_configuration_becomes_uv_environment() -> None:
@@ -32,3 +37,12 @@ def test_environment_overrides_files_of_pip() -> None:
 def test_machine_without_configuration_gets_none() -> None:
     """No index is named that the machine does not name itself."""
     assert set(uv_settings("")) == {"UV_LINK_MODE", "UV_SYSTEM_CERTS"}
+
+
+def test_missing_directory_of_packages_is_passed_over(tmp_path: Path) -> None:
+    """pip ignores it silently, uv would not install anything."""
+    missing = tmp_path / "missing"
+    assert present_links(f"{tmp_path},{missing},https://a.example/w") == (
+        f"{tmp_path},https://a.example/w"
+    )
+    assert present_links(str(missing)) == ""
