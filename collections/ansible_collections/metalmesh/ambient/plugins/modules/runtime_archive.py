@@ -98,6 +98,10 @@ from ansible_collections.metalmesh.ambient.plugins.module_utils import _release
 from ansible_collections.metalmesh.ambient.plugins.module_utils._io import ModuleError
 
 
+#: archives in the cache; several mixtures of Python and architecture may be in use
+ARCHIVES_KEPT = 12
+
+
 def find_installer() -> tuple[str, list[str]]:
     """Return uv (much faster) or pip, whichever belongs to this Python."""
     beside = os.path.join(os.path.dirname(sys.executable), "uv")
@@ -181,7 +185,18 @@ def make_archive(module: AnsibleModule, package: str, digest: str) -> dict[str, 
     made = {"path": path, "name": name, "dir": os.path.join(params["root"], name)}
     with open(os.path.join(folder, f"{digest[:16]}.json"), "w", encoding="utf-8") as handle:
         json.dump(made, handle)
+    forget_old(folder)
     return made
+
+
+def forget_old(folder: str) -> None:
+    """Keep the newest archives of the cache; a checkout that changes makes a new one each time."""
+    known = sorted(glob.glob(os.path.join(folder, "*.json")), key=os.path.getmtime, reverse=True)
+    for path in known[ARCHIVES_KEPT:]:
+        os.unlink(path)
+        archive = f"{path.removesuffix('.json')}.tar.gz"
+        if os.path.exists(archive):
+            os.unlink(archive)
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -202,6 +217,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         known = os.path.join(params["cache_dir"], "releases", f"{digest[:16]}.json")
         if not os.path.isfile(known):
             return make_archive(module, package, digest)
+        os.utime(known)
         with open(known, encoding="utf-8") as handle:
             return dict(json.load(handle))
 
