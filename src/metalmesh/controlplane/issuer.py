@@ -7,7 +7,7 @@ certificate exists in memory only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from metalmesh.model.identity import SpiffeId
 
 SERVING_TTL: Final = timedelta(hours=24)
+SERVING_RETRY: Final = timedelta(minutes=5)
 
 log = Log("metalmesh.controlplane.ca")
 
@@ -56,20 +57,22 @@ class Issuer:
         svid_ttl_seconds: int,
         svid_max_ttl_seconds: int,
         metrics: ControlPlaneMetrics,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._directory = directory
+        self._clock = clock
         self._server_names = server_names
         self._ttl_seconds = svid_ttl_seconds
         self._max_ttl_seconds = svid_max_ttl_seconds
         self._metrics = metrics
-        now = _now()
+        now = self._clock()
         self._files = self._signature()
         self._authority: CertificateAuthority = read_authority(directory, now)
         self.serving = self._make_serving(now)
 
     def sign(self, csr_pem: str, identity: SpiffeId, ttl_seconds: int) -> list[str]:
         """Sign a workload's request; leaf first, all roots last."""
-        now = _now()
+        now = self._clock()
         key = read_request(csr_pem)
         ttl = lifetime(ttl_seconds, self._ttl_seconds, self._max_ttl_seconds)
         leaf = sign_workload(self._authority, key, identity, ttl, now)
@@ -77,13 +80,22 @@ class Issuer:
 
     def maintain(self) -> None:
         """Take over changed files and renew the serving certificate when it is due."""
-        now = _now()
+        now = self._clock()
         signature = self._signature()
         if signature != self._files:
             self._reload(now)
             self._files = signature
         if now >= self.serving.renew_at:
+            self._renew_serving(now)
+
+    def _renew_serving(self, now: datetime) -> None:
+        """Replace the serving certificate; when that fails, try again later and go on."""
+        try:
             self.serving = self._make_serving(now)
+        except CertificateError as error:
+            log.error("serving certificate not renewed", {"error": str(error)})
+            retry_at = now + SERVING_RETRY
+            self.serving = replace(self.serving, renew_at=retry_at)
 
     def _reload(self, now: datetime) -> None:
         try:
@@ -144,7 +156,3 @@ def server_credentials(current: Callable[[], ServingCertificate]) -> grpc.Server
         fetch,  # type: ignore[arg-type]  # the stubs do not know that None is allowed
         require_client_authentication=False,
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -7,6 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+import grpc
 import grpc.aio
 
 from metalmesh.controlplane.debug import debug_server
@@ -95,19 +96,24 @@ class ControlPlane:
             authenticator, lambda: self.keeper.snapshot, self._metrics
         )
         self._tokens = JoinTokens(config.tokens_dir)
-        self._certificates = CertificateService(
-            self.issuer,
-            authenticator,
-            config.trust_domain,
-            lambda: self.keeper.computation.identities,
-            self._metrics,
-        )
-        self._nodes = NodeService(self._tokens, authenticator, self._metrics)
+        self._identity_handlers = self._make_identity_handlers(authenticator)
         self._ready = False
         self.port = 0
         self.metrics_port = 0
         self.stop_requested = asyncio.Event()
         self.started = asyncio.Event()
+
+    def _make_identity_handlers(
+        self, authenticator: NodeAuthenticator
+    ) -> list[grpc.GenericRpcHandler[Any, Any]]:
+        certificates = CertificateService(
+            self.issuer,
+            authenticator,
+            self.config.trust_domain,
+            lambda: self.keeper.computation.identities,
+            self._metrics,
+        )
+        return handlers(certificates, NodeService(self._tokens, authenticator, self._metrics))
 
     async def run(self) -> None:
         """Serve until a signal asks to stop."""
@@ -136,9 +142,7 @@ class ControlPlane:
 
     async def _listen(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=_OPTIONS)
-        server.add_generic_rpc_handlers(
-            (self.discovery.handler(), *handlers(self._certificates, self._nodes))
-        )
+        server.add_generic_rpc_handlers((self.discovery.handler(), *self._identity_handlers))
         address = self.config.listen_address
         where = f"[{address}]" if ":" in address else address
         credentials = server_credentials(lambda: self.issuer.serving)

@@ -72,8 +72,9 @@ def test_removed_files_are_gone(store: DirectoryStore) -> None:
 
 def test_missing_store_is_unreadable_and_not_empty(tmp_path: Path) -> None:
     """A lost mount must not delete the mesh."""
-    scan = DirectoryStore(tmp_path / "gone").scan()
-    assert scan.unreadable == {".": "cannot be read: No such file or directory"}
+    gone = tmp_path / "gone"
+    reason = f"the store {gone} cannot be read: No such file or directory"
+    assert DirectoryStore(gone).scan().unreadable == {".": reason}
 
 
 def test_link_in_a_circle_is_unreadable_and_a_dangling_one_is_not_there(

@@ -55,7 +55,7 @@ def test_lost_store_deletes_nothing(plane: Plane) -> None:
     plane.store.rename(moved)
     wait_until(lambda: plane.metric("metalmesh_controlplane_store_unreadable") == 1, CHANGE)
     assert _served(plane) == {UID + "a", UID + "b"}
-    assert plane.logged("resource refused", error=".: cannot be read")
+    assert plane.logged("resource refused", error=f"the store {plane.store} cannot be read")
     # it may even be gone at the next start
     plane.stop()
     plane.start()

@@ -26,6 +26,7 @@ WEIGHT_MAX: Final = 2**32 - 1
 _HOSTNAME: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?(\.[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?)*\.?\Z"
 )
+_NODE: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")
 _ACCOUNT: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
 
 
@@ -63,6 +64,7 @@ def parse_workload_entry(reader: Reader, meta: Metadata) -> WorkloadEntry:
     reader.ignore("status")
     with reader.child("spec") as spec:
         addresses, hostname = _addresses(spec, meta)
+        _check_node(spec, meta)
         account = spec.string("serviceAccount") or "default"
         if not _ACCOUNT.match(account):
             spec.fail("serviceAccount", f"{shown(account)} must be lower-case as in DNS")
@@ -77,6 +79,16 @@ def parse_workload_entry(reader: Reader, meta: Metadata) -> WorkloadEntry:
             network=spec.string("network"),
             locality=_locality(spec),
             weight=spec.integer("weight", 0, WEIGHT_MAX) or 1,
+        )
+
+
+def _check_node(spec: Reader, meta: Metadata) -> None:
+    """A name that no node can have would place the workload nowhere, and say nothing."""
+    node = meta.annotations.get(ANNOTATION_NODE)
+    if node is not None and not _NODE.match(node):
+        spec.faults.add(
+            f"metadata.annotations[{ANNOTATION_NODE}]",
+            f"{shown(node)} is not a node name: lower-case letters, digits, dots and dashes",
         )
 
 

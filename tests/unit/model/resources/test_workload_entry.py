@@ -67,3 +67,10 @@ def test_bad_further_address_names_the_annotation(read: Any) -> None:
         "metadata.annotations[ambient.metalmesh.io/addresses]: ' x' is not an IP address; separate "
         "addresses by commas"
     )
+
+
+@pytest.mark.parametrize("node", ["''", "Node2", "node 2", "-a"])
+def test_bad_node_name_names_the_annotation(read: Any, node: str) -> None:
+    (error,) = read("WorkloadEntry", "address: 10.0.0.1", META.replace("node2", node))
+    assert error.startswith("metadata.annotations[ambient.metalmesh.io/node]: ")
+    assert "is not a node name" in error
