@@ -89,8 +89,14 @@ def test_names_are_answered_on_the_node(mesh: Mesh, cast: Cast, service: str) ->
     """Every workload finds the service by its full name; nonsense does not exist."""
     server = cast.client.node.config("node").get("dns_address", "169.254.20.10")
     for client in (cast.client, cast.plain):
-        answer = query(client.netns, server, HOSTNAME)
-        assert [record.rdata for record in answer.an] == [VIRTUAL_ADDRESS]
+        wait_until(
+            lambda client=client: (
+                [record.rdata for record in query(client.netns, server, HOSTNAME).an]
+                == [VIRTUAL_ADDRESS]
+            ),
+            WAITS["policy"],
+            what=f"{HOSTNAME} answered to {client.name}",
+        )
     missing = query(cast.client.netns, server, f"nothing.{NAMESPACE}.svc.cluster.local")
     assert (missing.rcode, missing.ancount) == (3, 0)
 
