@@ -89,8 +89,10 @@ class LogWriter:
             return
         self._pending = self._pending[self._write(self._pending) :]
         if len(self._pending) > _MAX_PENDING_BYTES:
-            self.dropped += self._pending.count(b"\n")
-            self._pending = b""
+            # the first line may have been written in part: keep its rest
+            first, _, lost = self._pending.partition(b"\n")
+            self.dropped += lost.count(b"\n")
+            self._pending = first + b"\n"
         elif self._pending:
             self._loop.call_later(_RETRY_SECONDS, self.flush)
 
