@@ -56,6 +56,7 @@ lab-test:
 	lab/lab --name $(TEST_LAB) up
 	LAB_NAME=$(TEST_LAB) ansible-playbook site.yml
 	LAB_NAME=$(TEST_LAB) pytest -q tests/lab
+	LAB_NAME=$(TEST_LAB) pytest -q tests/uninstall
 	lab/lab --name $(TEST_LAB) down
 
 test: setup ## all of the above, and the whole mesh on a lab of its own; root
