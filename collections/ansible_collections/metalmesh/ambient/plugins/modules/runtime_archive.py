@@ -97,7 +97,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.metalmesh.ambient.plugins.module_utils import _release
 from ansible_collections.metalmesh.ambient.plugins.module_utils._io import ModuleError
 
-
 #: archives in the cache; several mixtures of Python and architecture may be in use
 ARCHIVES_KEPT = 12
 
