@@ -68,9 +68,12 @@ class PoolKey(NamedTuple):
 class Shelf:
     """The connections of one key and who waits for one."""
 
-    __slots__ = ("connecting", "ready", "waiting")
+    __slots__ = ("connecting", "peer_streams", "ready", "waiting")
 
     def __init__(self) -> None:
+        #: streams the peer granted last; a new connection starts with it, as the peer's
+        #: SETTINGS come only after our first requests
+        self.peer_streams = POOL_MAX_STREAMS
         self.ready: list[PoolConnection] = []
         self.connecting: PoolConnection | None = None
         self.waiting: list[Customer] = []
@@ -114,6 +117,7 @@ class Pool:
             self._fail_waiting(shelf, f"connection failed: {error}", CONNECT)
             return
         connection = PoolConnection(self, key, sock, self._context, credentials)
+        connection.peer_max_streams = shelf.peer_streams
         shelf.connecting = connection
         connection.connect(host.strip("[]"), int(port))
 
@@ -149,6 +153,12 @@ class Pool:
                 customer.tunnel_ready(connection)
         if shelf.waiting and shelf.connecting is None:
             self._connect(connection.key, shelf)
+
+    def granted(self, connection: PoolConnection) -> None:
+        """The peer has said how many streams it allows."""
+        shelf = self._shelves.get(connection.key)
+        if shelf is not None:
+            shelf.peer_streams = connection.peer_max_streams
 
     def lost(self, connection: PoolConnection, error: str, flags: str) -> None:
         """A connection is gone; who waited for it is told."""
@@ -269,6 +279,10 @@ class PoolConnection(TlsConnection):
             )
         self._deadline.cancel()
         self._pool.connected(self)
+
+    def on_settings(self) -> None:
+        """The peer's limits are known."""
+        self._pool.granted(self)
 
     def on_idle(self) -> None:
         """The last stream has ended."""
