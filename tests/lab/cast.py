@@ -48,6 +48,7 @@ def workload(mesh: Mesh, node: str, number: int, name: str, *, ambient: bool = T
         account=name,
         address=str(ipaddress.ip_network(route)[200 + number]),
         trust_domain=mesh.settings["trust_domain"],
+        address_v6=f"fd00:244:{node[-1]}::{200 + number}",
         ambient=ambient,
         labels={"tier": "back" if node == "node2" else "front"},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -57,6 +58,31 @@ def test_traffic_on_one_node_is_hbone(mesh: Mesh, cast: Cast, record: Recorder) 
     link = veth_of(cast.client)
     recording, exchange = recorded(mesh, record, link, cast.peer, cast.client)
     assert_claims(recording, mesh.keylog(), exchange)
+
+
+def test_ipv6_traffic_is_hbone(mesh: Mesh, cast: Cast, record: Recorder) -> None:
+    """The other family: captured, tunnelled and delivered with its source just the same."""
+    client, server = cast.peer, cast.client
+    mesh.drop_tunnels(client)
+    seen = cast.callers[server.name]
+    del seen[:]
+    marker = new_marker()
+    with record(veth_of(server), f"host {server.address_v6}") as recording:
+        assert ask(client.netns, server.address_v6, APP_PORT, marker) == marker
+    assert seen == [client.address_v6]
+    told = exchange_between(client, server, marker)
+    v6 = {"client_address": client.address_v6, "server_address": server.address_v6}
+    assert_claims(recording, mesh.keylog(), dataclasses.replace(told, **v6))
+
+
+def test_ipv6_outside_of_the_mesh_is_plaintext(mesh: Mesh, cast: Cast, record: Recorder) -> None:
+    """Negative twin of the other family."""
+    server = cast.client
+    marker = new_marker()
+    with record(veth_of(server), f"host {server.address_v6}") as recording:
+        assert ask(cast.plain.netns, server.address_v6, APP_PORT, marker) == marker
+    assert recording.plaintext_contains(marker)
+    assert recording.ports_between({cast.plain.address_v6}, {server.address_v6}) == {"tcp/8080"}
 
 
 def test_workload_outside_of_the_mesh_sends_plaintext(

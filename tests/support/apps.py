@@ -47,8 +47,12 @@ class EchoApp:
 
 @contextlib.contextmanager
 def echo_app(where: Netns, port: int) -> Iterator[EchoApp]:
-    """An echo server on all addresses of a namespace during the block."""
-    listener = where.listen(port, address="0.0.0.0")
+    """An echo server on all addresses of a namespace, of both families, during the block."""
+    listener = where.do(
+        lambda: socket.create_server(
+            ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128
+        )
+    )
     app = EchoApp(listener)
     thread = threading.Thread(target=app.serve)
     thread.start()

@@ -11,6 +11,7 @@ import dataclasses
 from metalmesh.constants import PORT_HBONE
 from tests.support import hbone, tls13
 from tests.support.capture import Capture
+from tests.support.packets import Endpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _tls(connection: tls13.TlsConnection, exchange: Exchange) -> list[Claim]:
 
 
 def _tunnel(connection: tls13.TlsConnection, exchange: Exchange) -> list[Claim]:
-    authority = f"{exchange.server_address}:{exchange.port}"
+    authority = str(Endpoint(exchange.server_address, exchange.port))
     requests = hbone.requests(connection.client_data)
     answers = [fields for _, fields in hbone.headers(connection.server_data)]
     wanted = {":method": "CONNECT", ":authority": authority}

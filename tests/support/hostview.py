@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lab.driver import host, state
 
-_TREES = {Path("/run"): 4, Path("/var/lib"): 2, Path("/etc"): 1, Path("/tmp"): 1}
-"""Directories whose entries are compared, and how deep."""
+_TREES = {Path("/run"): 4, Path("/var/lib"): 2, Path("/etc"): 1}
+"""Directories whose entries are compared, and how deep. Anybody may write to /tmp at any time: a
+test that cares has temporary files of its own."""
 _FOREIGN = re.compile(r"\bmm-|\bmmt|metalmesh|/pytest-")
 """Marks objects of other labs and tests, which may come and go meanwhile."""
 _SHARED = re.compile(r"^(/run/netns|/run/metalmesh-lab|/var/lib/metalmesh-lab|/run/systemd/nspawn)")

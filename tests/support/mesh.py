@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from metalmesh import constants
+from metalmesh.model.resources.workload_entry import ANNOTATION_ADDRESSES
 from tests.support.machines import Journal, Machine, Machines, netns_unit
 from tests.support.netns import Netns, in_netns
 from tests.support.waits import WAITS, wait_until
@@ -38,6 +39,7 @@ class Workload:
     account: str
     address: str
     trust_domain: str
+    address_v6: str = ""
     ambient: bool = True
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -75,6 +77,9 @@ class Workload:
     def entry(self) -> Resource:
         """The object that declares it."""
         mode = "ambient" if self.ambient else "none"
+        annotations = {constants.ANNOTATION_NODE: self.node.name}
+        if self.address_v6:
+            annotations[ANNOTATION_ADDRESSES] = self.address_v6
         return {
             "apiVersion": "networking.istio.io/v1",
             "kind": "WorkloadEntry",
@@ -86,7 +91,7 @@ class Workload:
                     constants.LABEL_DATAPLANE_MODE: mode,
                     **self.labels,
                 },
-                "annotations": {constants.ANNOTATION_NODE: self.node.name},
+                "annotations": annotations,
             },
             "spec": {"address": self.address, "serviceAccount": self.account},
         }
