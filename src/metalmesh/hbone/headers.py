@@ -12,14 +12,13 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
 
-from hpack import Decoder
-from hpack.exceptions import HPACKError
-
 from metalmesh.errors import ProtocolError
 from metalmesh.hbone.frames import COMPRESSION_ERROR, H2Error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from hpack import Decoder
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -148,15 +147,16 @@ class HeaderDecoder:
     """Decodes the blocks of one connection, in order; remembers answers that repeat."""
 
     def __init__(self, max_list_bytes: int) -> None:
-        self._decoder = Decoder(max_header_list_size=max_list_bytes)
+        self._decoder: Decoder | None = None
         self._max_list_bytes = max_list_bytes
         self._stateless = False
         self._seen: dict[bytes, dict[str, str]] = {}
 
     def forbid_table(self) -> None:
         """The peer has acknowledged SETTINGS_HEADER_TABLE_SIZE 0."""
-        self._decoder.max_allowed_table_size = 0
         self._stateless = True
+        if self._decoder is not None:
+            self._decoder.max_allowed_table_size = 0
 
     def decode(self, block: bytes) -> dict[str, str]:
         """The headers of a block; repeated ones are joined by a comma.
@@ -178,6 +178,15 @@ class HeaderDecoder:
         return headers
 
     def _decode_any(self, block: bytes) -> list[tuple[str, str]]:
+        # Its Huffman table takes several megabytes: a process that never meets such a block,
+        # as between our own proxies, does without.
+        from hpack import Decoder
+        from hpack.exceptions import HPACKError
+
+        if self._decoder is None:
+            self._decoder = Decoder(max_header_list_size=self._max_list_bytes)
+            if self._stateless:
+                self._decoder.max_allowed_table_size = 0
         try:
             return [(str(item[0]), str(item[1])) for item in self._decoder.decode(block)]
         except (HPACKError, ValueError, IndexError) as error:
