@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,13 +43,23 @@ class Sandbox:
 
     def traces(self) -> hostview.View:
         """What of the lab is on the host."""
-        return hostview.added(self.before, self.name)
+        found = hostview.added(self.before, self.name)
+        left = {str(path) for path in self.temporary.iterdir()}
+        return {**found, "temporary files": left} if left else found
+
+    @property
+    def temporary(self) -> Path:
+        """Where temporary files go while this lab is there."""
+        return self.directory / "temporary"
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """A lab to make and to break."""
     found = Sandbox(f"t{secrets.token_hex(3)}", tmp_path, hostview.snapshot())
+    found.temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(found.temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     yield found
     found.down()
 
