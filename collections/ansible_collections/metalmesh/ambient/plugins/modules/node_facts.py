@@ -31,7 +31,9 @@ options:
     elements: str
     default: []
   sysctls:
-    description: Kernel settings to read, as C(net.ipv4.ip_forward).
+    description:
+      - Kernel settings to read, as C(net.ipv4.ip_forward), or with slashes, which names of links
+        need and in which V(*) stands for any, as C(net/ipv6/conf/*/accept_ra).
     type: list
     elements: str
     default: []
@@ -142,6 +144,7 @@ ansible_facts:
 """
 
 import base64
+import glob
 import json
 import os
 import platform
@@ -154,6 +157,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 COMMANDS = ("nft", "ip", "tar", "unshare", "systemctl", "systemd-sysusers")
+PROC_SYS = "/proc/sys"
 TOKEN_KEY = "/var/lib/metalmesh/controlplane/node-token-key.pem"
 RESOLV_CONF = "/etc/resolv.conf"
 RESOLV_CONF_ORIGINAL = "/etc/metalmesh/resolv.conf"
@@ -252,9 +256,18 @@ def text_of(path: str) -> str:
         return ""
 
 
-def sysctl(name: str) -> str:
-    """Return the value of a kernel setting."""
-    return text_of("/proc/sys/" + name.replace(".", "/")).strip()
+def read_sysctls(names: list[str]) -> dict[str, str]:
+    """Return the values of kernel settings; empty where the kernel has no such setting."""
+    values: dict[str, str] = {}
+    for name in names:
+        if "*" in name:
+            paths = sorted(glob.glob(os.path.join(PROC_SYS, name)))
+            values.update(
+                {os.path.relpath(path, PROC_SYS): text_of(path).strip() for path in paths}
+            )
+        else:
+            values[name] = text_of(os.path.join(PROC_SYS, name.replace(".", "/"))).strip()
+    return values
 
 
 def has_user(name: str) -> bool:
@@ -292,7 +305,7 @@ def gather(module: AnsibleModule) -> dict[str, Any]:
         "token_key_created_at": modified_at(TOKEN_KEY),
         "time": int(time.time()),
         "users_missing": [name for name in module.params["users"] if not has_user(name)],
-        "sysctls": {name: sysctl(name) for name in module.params["sysctls"]},
+        "sysctls": read_sysctls(module.params["sysctls"]),
         "resolv_conf": text_of(RESOLV_CONF),
         "resolv_conf_link": os.readlink(RESOLV_CONF) if os.path.islink(RESOLV_CONF) else "",
         "resolv_conf_original": text_of(RESOLV_CONF_ORIGINAL),

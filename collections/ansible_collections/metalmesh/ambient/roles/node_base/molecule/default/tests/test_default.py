@@ -39,4 +39,4 @@ def test_machine_forwards_and_will_after_a_boot(host):
 
 def test_former_forwarding_is_remembered_for_uninstalling(host):
     """What the machine had before is written down once and not overwritten by later runs."""
-    assert host.file("/var/lib/metalmesh/sysctl-before.conf").contains("^net.ipv4.ip_forward = 0$")
+    assert host.file("/var/lib/metalmesh/sysctl-before.conf").contains("^-net.ipv4.ip_forward = 0$")
