@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -206,6 +208,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="measures whose name contains this")
     parser.add_argument("--json", default="", help="write rows and table to this file")
     options = parser.parse_args()
+    missing = [name for name in ("iperf3", "wrk", "nft", "ip") if not shutil.which(name)]
+    if missing or os.geteuid() != 0:
+        parser.error(f"needs root and these commands: {', '.join(missing) or 'all found'}")
     measures = [item for item in MEASURES if options.only in item.name]
     with tempfile.TemporaryDirectory(prefix="mm-bench-") as path, contextlib.ExitStack() as stack:
         directory = Path(path)

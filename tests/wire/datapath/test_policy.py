@@ -145,6 +145,10 @@ def test_open_connections_are_closed_when_policies_change(pair: Pair) -> None:
             with pytest.raises(ConnectionResetError):
                 tunneled.recv(1)
     pair.destination.log_line('error="connection closed due to policy change"', "src.identity=")
+    pair.destination.log_line("connection closed because it's no longer allowed after a policy")
+    pair.destination.log_line(
+        "debug\trbac\texplicitly denied by: test/p", "dst.addr=198.18.0.2:8080"
+    )
     metrics = pair.destination.metrics()
     assert metrics["istio_tcp_connections_failed_total", "destination", "DENY"] == 2
 
@@ -167,8 +171,8 @@ def test_network_policy_holds_on_inner_ports(pair: Pair) -> None:
             )
             assert tunneled_works(pair) is works
             assert plaintext_works(pair)  # the node's packet rules decide this one
-    line = pair.destination.log_line("no ingress rule of NetworkPolicy test/np admits tcp/8080")
-    assert "connection closed due to policy rejection" in line
+    text = "no ingress rule of NetworkPolicy test/np admits tcp/8080 from 198.18.0.1"
+    pair.destination.log_line(f'error="connection closed due to policy rejection: {text}"')
     flag = ("istio_tcp_connections_failed_total", "destination", "NETWORK_POLICY")
     assert pair.destination.metrics()[flag] == 2
 

@@ -130,7 +130,7 @@ class World:
         context.certificates.put(make_credentials(certificate, ""))
         add = m.AddWorkload(uid="u", name="n", namespace="test", service_account="client")
         self.netns_fd = open_own_netns()
-        self.pool = Pool(context, Workload(add, self.netns_fd))
+        self.pool = Pool(context, Workload(add, self.netns_fd, context.log))
         self.answered = self.expected = 0
 
     def run(self, customers: list[Customer], address: str, expected: int = -1) -> None:

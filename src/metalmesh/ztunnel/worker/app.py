@@ -132,7 +132,7 @@ class Worker:
         listeners = tuple(socket.socket(fileno=fd) for fd in listener_fds)
         for listener in listeners:
             listener.settimeout(0)
-        server = WorkloadServer(self._context, Workload(message, netns_fd), listeners)
+        server = WorkloadServer(self._context, Workload(message, netns_fd, self._log), listeners)
         self._servers[message.uid] = server
         if self._draining:
             server.drain()

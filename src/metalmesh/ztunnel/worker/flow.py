@@ -106,7 +106,8 @@ class Flow:
         recorder.metrics.open_connections[self.reporter] += 1
         self._series(OK).opened += 1
         if recorder.log.threshold <= 1 and recorder.access_log:
-            recorder.log.line("debug", "access", "connection opened", self._fields())
+            fields = [*self._fields(), ("direction", self.direction, True)]
+            recorder.log.line("debug", "access", "connection opened", fields)
 
     def _series(self, flags: str) -> Series:
         security = "mutual_tls" if self.mutual_tls else "unknown"

@@ -11,12 +11,14 @@ from metalmesh.model.identity import SpiffeId, parse_spiffe_id
 from metalmesh.model.network_policy import CompiledNetworkPolicy, Protocol
 from metalmesh.policy import l4, network_policy
 from metalmesh.ztunnel.worker.flow import CONNECT, DENY, NETWORK_POLICY
+from metalmesh.ztunnel.worker.logs import LEVELS
 from metalmesh.ztunnel.worker.metrics import Party
 
 if TYPE_CHECKING:
     from typing import Protocol as Interface
 
     from metalmesh.ztunnel.messages import AddWorkload, Policies, UpdateWorkload
+    from metalmesh.ztunnel.worker.logs import Field, LogWriter
 
     class Judged(Interface):
         """An inbound connection under the workload's policies."""
@@ -39,22 +41,23 @@ if TYPE_CHECKING:
 #: connections a workload lets wait for policies or routes; more are refused
 MAX_WAITING: Final = 4096
 _MAX_VERDICTS: Final = 4096
-_ALLOWED: Final = ("", "")
+DEBUG: Final = LEVELS["debug"]
 UNKNOWN_WORKLOAD: Final = "failed to fetch information about local workload"
 
 
 class Workload:
     """What this worker knows about one local workload."""
 
-    def __init__(self, message: AddWorkload, netns_fd: int) -> None:
+    def __init__(self, message: AddWorkload, netns_fd: int, log: LogWriter) -> None:
         self.uid = message.uid
+        self.log = log
         self.netns_fd = netns_fd
         #: every inbound connection, from before its first check to its end
         self.inbound: dict[Judged, None] = {}
         #: those among them that no policy has been able to decide yet
         self.undecided: dict[Judged, None] = {}
         self._policies: Policies | None = None
-        self._verdicts: dict[tuple[l4.Connection, bool], tuple[str, str]] = {}
+        self._verdicts: dict[tuple[l4.Connection, bool], tuple[str, str, tuple[str, ...]]] = {}
         self._authorizations: tuple[Authorization, ...] = ()
         self._network_policies: tuple[CompiledNetworkPolicy, ...] = ()
         self.update(message)
@@ -101,10 +104,7 @@ class Workload:
         if message.missing:
             return
         for connection in [c for c in self.inbound if c not in self.undecided]:
-            try:
-                self.judge(connection.subject, tunneled=connection.tunneled)
-            except PolicyDeniedError:
-                connection.refuse(l4.POLICY_CHANGE, DENY)
+            self._close_denied(connection)
         self.decide_waiting()
 
     def decide_waiting(self) -> None:
@@ -125,20 +125,27 @@ class Workload:
             if len(self._verdicts) >= _MAX_VERDICTS:
                 self._verdicts.clear()
             verdict = self._verdicts[key] = self._decide(subject, tunneled=tunneled)
-        if verdict != _ALLOWED:
-            raise PolicyDeniedError(*verdict)
+        error, flag, notes = verdict
+        if self.log.threshold <= DEBUG:
+            for note in notes:
+                self.log.line("debug", "rbac", note, self._subject_fields(subject))
+        if error:
+            raise PolicyDeniedError(error, flag)
 
-    def _decide(self, subject: l4.Connection, *, tunneled: bool) -> tuple[str, str]:
-        """Error and flag of a refusal, or ``_ALLOWED``.
+    def _decide(
+        self, subject: l4.Connection, *, tunneled: bool
+    ) -> tuple[str, str, tuple[str, ...]]:
+        """Error and flag of a refusal ("" when allowed), and what the policies had to say.
 
         NetworkPolicy is enforced here for tunneled connections only, whose port the node's
         packet rules cannot see; plaintext passes those rules.
         """
         verdict = l4.evaluate(self._authorizations, subject)
+        notes = (*verdict.notes, verdict.reason)
         if not verdict.allowed:
-            return verdict.error, DENY
+            return verdict.error, DENY, notes
         if not tunneled or self._policies is None or not self._policies.inner_enforcement:
-            return _ALLOWED
+            return "", "", notes
         admitted = network_policy.evaluate_ingress(
             self._network_policies,
             self.uid,
@@ -146,7 +153,31 @@ class Workload:
             Protocol.TCP,
             subject.destination_port,
         )
-        return _ALLOWED if admitted.allowed else (l4.REJECTION + admitted.message, NETWORK_POLICY)
+        if admitted.allowed:
+            return "", "", (*notes, admitted.message)
+        return l4.REJECTION + admitted.message, NETWORK_POLICY, (*notes, admitted.message)
+
+    def _subject_fields(self, subject: l4.Connection) -> list[Field]:
+        fields = [
+            ("src.addr", str(subject.source_ip), False),
+            ("dst.addr", f"{subject.destination_ip}:{subject.destination_port}", False),
+            ("dst.workload", self.name, True),
+        ]
+        if subject.identity is not None:
+            fields.append(("src.identity", str(subject.identity), True))
+        return fields
+
+    def _close_denied(self, connection: Judged) -> None:
+        try:
+            self.judge(connection.subject, tunneled=connection.tunneled)
+        except PolicyDeniedError:
+            self.log.line(
+                "info",
+                "proxy::connection_manager",
+                "connection closed because it's no longer allowed after a policy update",
+                self._subject_fields(connection.subject),
+            )
+            connection.refuse(l4.POLICY_CHANGE, DENY)
 
     def undecided_verdict(self) -> tuple[str, str, str]:
         """Status, error and flag for a connection whose policies did not arrive in time."""

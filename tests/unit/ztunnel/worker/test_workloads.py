@@ -18,6 +18,8 @@ from metalmesh.model.authorization import (
 from metalmesh.model.identity import parse_spiffe_id
 from metalmesh.policy.l4 import Connection
 from metalmesh.ztunnel import messages as m
+from metalmesh.ztunnel.worker.logs import LogWriter
+from metalmesh.ztunnel.worker.loop import Loop
 from metalmesh.ztunnel.worker.workloads import Workload
 
 OWN = "spiffe://cluster.local/ns/test/sa/server"
@@ -60,7 +62,7 @@ def workload(identity: str = OWN) -> Workload:
         addresses=("10.0.0.2", "FD00::2"),
         labels={"app": "x"},
     )
-    return Workload(message, -1)
+    return Workload(message, -1, LogWriter(Loop()))
 
 
 def policies(*authorizations: dict, **more) -> m.Policies:
