@@ -129,3 +129,25 @@ def test_matches_by_kind_namespace_and_name() -> None:
     assert _resources.matches(service("web"), "Service", "", "web")
     assert not _resources.matches(service("web"), "", "other", "")
     assert not _resources.matches(None, "", "", "")
+
+
+def test_what_was_wrong_before_does_not_refuse_what_is_new() -> None:
+    """One bad file by hand must not stop every play; it is pointed out."""
+    finding = {"object": "Service demo/x", "field": "spec", "message": "is wrong"}
+    report = {
+        "errors": [
+            {"source": "Service/demo/new.yaml", **finding},
+            {"source": "Service/demo/old.yaml", **finding},
+        ],
+        "warnings": [
+            {"source": "A/d/new.yaml", "object": "A d/new", "reason": "Odd", "message": "look"},
+            {"source": "A/d/old.yaml", "object": "A d/old", "reason": "Odd", "message": "look"},
+        ],
+    }
+    changed = {"Service/demo/new.yaml", "A/d/new.yaml"}
+    errors, warnings = _resources.sort_findings(report, changed)
+    assert errors == ["Service/demo/new.yaml: Service demo/x: spec: is wrong"]
+    assert warnings == [
+        "Service/demo/old.yaml: Service demo/x: spec: is wrong (this was so before)",
+        "A d/new: Odd: look",
+    ]

@@ -177,6 +177,22 @@ def removal(path: str, text: str) -> StoreChange:
     return StoreChange(key=key, before=text, after="")
 
 
+def sort_findings(report: dict[str, Any], changed: set[str]) -> tuple[list[str], list[str]]:
+    """Return errors of changed files, and everything else the validation found, as lines."""
+    errors, warnings = [], []
+    for found in report["errors"]:
+        words = (found["source"], found["object"], found["field"], found["message"])
+        line = ": ".join(word for word in words if word)
+        if found["source"] in changed:
+            errors.append(line)
+        else:
+            warnings.append(f"{line} (this was so before)")
+    for found in report["warnings"]:
+        if found["source"] in changed:
+            warnings.append(f"{found['object']}: {found['reason']}: {found['message']}")
+    return errors, warnings
+
+
 def matches(definition: Any, kind: str, namespace: str, name: str) -> bool:
     """Return whether an object is asked for; empty means any."""
     if not isinstance(definition, dict):
@@ -203,4 +219,5 @@ __all__ = [
     "plan_pruned",
     "removal",
     "render",
+    "sort_findings",
 ]

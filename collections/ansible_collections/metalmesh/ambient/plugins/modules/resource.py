@@ -15,7 +15,7 @@ description:
   - Brings Kubernetes, Istio and Gateway API objects into the store of the control plane, or removes
     them. Run it on the control-plane node.
   - The store as it would become is validated first, together with everything that is in it already;
-    an object that is refused changes nothing at all.
+    an object that is refused changes nothing at all. What was wrong before is pointed out.
   - Every file is replaced atomically; the control plane takes it up at once.
 options:
   definition:
@@ -97,6 +97,7 @@ warnings_of_validation:
   returned: always
 """
 
+import json
 import os
 from contextlib import nullcontext
 from typing import Any
@@ -139,18 +140,24 @@ def plan(params: dict[str, Any], *, required: bool) -> list[_resources.StoreChan
 
 
 def validate(module: AnsibleModule, changes: list[_resources.StoreChange]) -> list[str]:
-    """Let metalmesh look at the store as it would become; return what it warns about."""
+    """Let metalmesh look at the store as it would become; return what it warns about.
+
+    An object that was wrong before and that nobody touches is no reason to refuse the others.
+    """
     command = os.path.join(_store.RUNTIME, "bin", "metalmesh")
     if module.check_mode and not os.path.exists(command):
         return []
     with _store.staged(module.params["store_dir"], changes, module.tmpdir) as folder:
-        code, out, err = module.run_command([command, "validate", folder])
-        report = [line.replace(f"{folder}/", "") for line in (err + out).splitlines() if line]
-    if code != 0:
-        raise ModuleError(
-            "refused by metalmesh validate:\n" + "\n".join(report), "Nothing was changed"
-        )
-    return [line for line in report if "warning" in line]
+        code, out, err = module.run_command([command, "validate", "--output", "json", folder])
+        text = out.replace(f"{folder}/", "")
+    try:
+        report = json.loads(text)
+    except ValueError:
+        raise ModuleError(f"metalmesh validate failed ({code}): {err.strip() or out}") from None
+    errors, warnings = _resources.sort_findings(report, {change.key.path for change in changes})
+    if errors:
+        raise ModuleError("refused:\n" + "\n".join(errors), "Nothing was changed")
+    return warnings
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
