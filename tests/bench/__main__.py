@@ -165,7 +165,8 @@ def measure(sides: list[Side], measures: list[Measure], rounds: int, seconds: in
                 before = load.cpu_seconds(side.pids)
                 value = item.take(side, seconds)
                 used = load.cpu_seconds(side.pids) - before
-                rows.append({"measure": item.name, "side": side.name, "value": value, "cpu": used})
+                row = {"measure": item.name, "side": side.name, "value": value, "cpu": used}
+                rows.append({**row, "round": number})
                 print(f"{number} {item.name:28} {side.name:10} {value:10.2f}", file=sys.stderr)
     return rows
 
@@ -176,13 +177,23 @@ def summarize(rows: list[Row], measures: list[Measure], seconds: int) -> list[Ro
     for item in measures:
         ours, theirs = (_median(rows, item.name, side, "value") for side in ("metalmesh", "envoy"))
         row: Row = {"measure": item.name, "unit": item.unit, "metalmesh": ours, "envoy": theirs}
-        row["ratio"] = theirs / ours if item.less else ours / theirs
+        row["ratio"] = _ratio(rows, item)
         for side, value in (("metalmesh", ours), ("envoy", theirs)):
             # gigabytes moved, or thousands of requests served
             work = value * seconds * (1 / 8 if item.unit == "Gb/s" else 1e-3)
             row[f"{side}_cpu"] = _median(rows, item.name, side, "cpu") / work * 1000
         table.append(row)
     return table
+
+
+def _ratio(rows: list[Row], item: Measure) -> float:
+    """Median of the rounds' ratios: neighbours in time share what else the machine did."""
+    rounds: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if row["measure"] == item.name:
+            rounds.setdefault(row["round"], {})[row["side"]] = row["value"]
+    found = [side["metalmesh"] / side["envoy"] for side in rounds.values()]
+    return statistics.median(1 / ratio if item.less else ratio for ratio in found)
 
 
 def _median(rows: list[Row], name: str, side: str, field: str) -> float:

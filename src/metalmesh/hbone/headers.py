@@ -65,11 +65,16 @@ def _length(size: int) -> bytes:
 def literal(name: str, value: str) -> bytes:
     """One header as a literal without indexing and without Huffman coding."""
     raw = value.encode()
+    return _literal_name(name) + _length(len(raw)) + raw
+
+
+@lru_cache(maxsize=64)
+def _literal_name(name: str) -> bytes:
     index = _INDEX_OF_NAME.get(name)
     if index is not None:
-        return bytes((index,)) + _length(len(raw)) + raw
-    raw_name = name.encode()
-    return b"\x00" + _length(len(raw_name)) + raw_name + _length(len(raw)) + raw
+        return bytes((index,))
+    raw = name.encode()
+    return b"\x00" + _length(len(raw)) + raw
 
 
 @lru_cache(maxsize=1024)

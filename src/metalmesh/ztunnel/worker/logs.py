@@ -66,8 +66,10 @@ class LogWriter:
             self._lines.append(json.dumps(body))
             return
         text = " ".join(
-            f"{name}={_quote(value)}" if quoted else f"{name}={value}"
-            for name, value, quoted in fields
+            [
+                f"{name}={_quote(value)}" if quoted else f"{name}={value}"
+                for name, value, quoted in fields
+            ]
         )
         self._lines.append(f"{self._timestamp()}\t{level}\t{target}\t{message}\t{text}")
 

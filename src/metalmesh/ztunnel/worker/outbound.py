@@ -106,6 +106,8 @@ class OutboundConnection(Tunnel):
 
     def routed(self, route: Route) -> None:
         """Main has decided."""
+        if self.over:
+            return
         flow = self.flow
         self._route = route
         flow.service = route.service
