@@ -13,7 +13,6 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from metalmesh.constants import MARK_FROM_PROXY
@@ -42,24 +41,21 @@ def canonical(address: str) -> str:
     return address.partition("%")[0]
 
 
-def ipv6_enabled() -> bool:
-    """Whether the current namespace has IPv6."""
-    try:
-        text = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").read_text()
-    except OSError:
-        return False
-    return text.strip() == "0"
-
-
 def make_listener(port: int, *, address: str = "", backlog: int = LISTEN_BACKLOG) -> socket.socket:
     """A non-blocking TCP listener in the current namespace, on every address by default.
 
-    One dual-stack socket, or IPv4 alone where IPv6 is off. Transparency is best effort: it is
+    One dual-stack socket, which also serves IPv4 alone where IPv6 is switched off; a kernel
+    without IPv6 gets an IPv4 socket. Transparency is best effort: it is
     needed for nothing but keeping the original addresses, which redirected sockets have anyway.
     """
-    host = address or ("::" if ipv6_enabled() else "0.0.0.0")
+    host = address or "::"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        if address:
+            raise
+        return make_listener(port, address="0.0.0.0", backlog=backlog)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

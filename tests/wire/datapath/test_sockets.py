@@ -109,6 +109,16 @@ def test_listener_is_dual_stack_and_its_connections_inherit_options(
     listener.close()
 
 
+def test_listener_serves_ipv4_where_ipv6_is_off(pair: tuple[Netns, Netns]) -> None:
+    one, other = pair
+    one.run("sysctl", "-q", "net.ipv6.conf.all.disable_ipv6=1")
+    listener = one.do(lambda: sockets.make_listener(15001))
+    with other.connect(one.address, 15001):
+        listener.settimeout(WAITS["traffic"].seconds)
+        assert sockets.accept(listener) is not None
+    listener.close()
+
+
 def test_occupied_port_is_named(pair: tuple[Netns, Netns]) -> None:
     with pair[0].listen(15008, address="0.0.0.0"), pytest.raises(NetworkError, match="port 15008"):
         pair[0].do(lambda: sockets.make_listener(15008, address="0.0.0.0"))
