@@ -56,11 +56,6 @@ class Machine:
         return self._node.address_v4
 
     @property
-    def image(self) -> str:
-        """Debian release it was made from."""
-        return self._node.image
-
-    @property
     def object_name(self) -> str:
         """The machine's name on this host."""
         return self._node.object_name

@@ -69,11 +69,12 @@ def answers(machine: Machine) -> dict[str, set[str]]:
 def test_uninstall_leaves_nothing(machines: Machines) -> None:
     """No unit, file, user, namespace, rule or route is left; running it twice changes nothing."""
     (pristine, *_) = machines.group("mesh_external")
+    images = {node.name: node.image for node in machines.lab.plan.nodes}
     members = [
         machine
         for group in ("mesh_nodes", "mesh_control_plane")
         for machine in machines.group(group)
-        if machine.image == pristine.image
+        if images[machine.name] == images[pristine.name]
     ]
     before = answers(members[0])
     untouched = answers(pristine)
