@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 from tests.support.netns import Netns
@@ -21,7 +22,9 @@ def gigabits(
     command += ["-J", *(["-R"] if down else [])]
 
     def measured() -> float:
-        result = json.loads(where.run(*command, timeout_seconds=seconds + 20))
+        process = where.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        output, _ = process.communicate(timeout=seconds + 20)
+        result = json.loads(output)  # also when it fails, with the reason
         if "busy" in result.get("error", ""):
             return 0.0  # it is still ending the measurement before this one
         if "error" in result:
