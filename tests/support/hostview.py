@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from lab.driver import host, state
+from lab.driver import Lab, host, state
+from lab.driver.errors import LabError
 
 _TREES = {Path("/run"): 4, Path("/var/lib"): 2, Path("/etc"): 1}
 """Directories whose entries are compared, and how deep. Anybody may write to /tmp at any time: a
@@ -38,12 +40,27 @@ def snapshot() -> View:
 
 def added(before: View, lab: str) -> View:
     """What there is now and was not then, by kind; empty when the lab left nothing."""
+    now = snapshot()
     others = [name for name in state.known_labs() if name != lab]
+    addresses = _addresses(others)
     found = {}
-    for kind, values in snapshot().items():
-        new = {value for value in values - before[kind] if not _is_foreign(value, lab, others)}
+    for kind, values in now.items():
+        new = {
+            value
+            for value in values - before[kind]
+            if not _is_foreign(value, lab, others) and not any(a in value for a in addresses)
+        }
         if new:
             found[kind] = new
+    return found
+
+
+def _addresses(labs: Iterable[str]) -> list[str]:
+    """How the ssh clients of other labs are told apart: nothing but the address names a lab."""
+    found = []
+    for name in labs:
+        with contextlib.suppress(LabError):  # it may go at any moment
+            found += [f"/{node.address_v4}-" for node in Lab.open(name).plan.nodes]
     return found
 
 
