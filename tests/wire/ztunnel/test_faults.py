@@ -118,7 +118,8 @@ def test_handover_ends_no_connection_and_loses_no_control(stage: Stage, pair: Pa
         connection.sendall(b"b")
         assert connection.recv(1) == b"b"
         assert len(stage.worker_pids()) == 3
-        assert stage.log().count("worker adopted") == 2
+        # the one with the connection; the other had nothing to finish and may be gone already
+        assert "worker adopted" in stage.log()
         stage.snapshot(one, two)
         (inbound,) = stage.dump()["workloadState"][two.workload.uid]["connections"]["inbound"]
         assert inbound["protocol"] == "HBONE"
