@@ -48,6 +48,7 @@ class _Session:
         self.wake = asyncio.Event()
         #: why the stream must end although its client did nothing
         self.revoked = ""
+        self.stopping = False
 
 
 class DiscoveryService:
@@ -82,6 +83,12 @@ class DiscoveryService:
                 log.info("stream ended", {"node": session.node, "reason": str(error)})
                 session.revoked = str(error)
                 session.wake.set()
+
+    def end_all(self) -> None:
+        """End every stream in good order, because the service stops; clients come back."""
+        for session in self._sessions:
+            session.stopping = True
+            session.wake.set()
 
     async def delta_aggregated_resources(
         self, requests: AsyncIterator[pb.DeltaDiscoveryRequest], context: Context
@@ -142,6 +149,8 @@ class DiscoveryService:
                 await context.write(response)
             if session.revoked:
                 await refuse(context, grpc.StatusCode.UNAUTHENTICATED, TEXT_UNAUTHENTICATED)
+            if session.stopping:
+                return
             if reader.done():
                 break
         error = reader.exception()

@@ -136,6 +136,7 @@ class ControlPlane:
             await self._until_stopped()
         finally:
             self._notifier.stopping()
+            self.discovery.end_all()
             await server.stop(STOP_GRACE_SECONDS)
             await debug.close()
             self.keeper.save()

@@ -144,3 +144,19 @@ def test_idle_memory_stays_within_its_bound(plane: Plane) -> None:
     rollup = Path(f"/proc/{plane.process.pid}/smaps_rollup").read_text()
     pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
     assert pss <= 80 * 1024
+
+
+def test_stop_ends_open_streams_in_good_order(plane: Plane) -> None:
+    """A restart is routine: nothing in the journal may look like a fault."""
+    client = plane.client("node1")
+    stream = client.stream()
+    stream.ask(TYPE_ADDRESS)
+    stream.take()
+    plane.put("more.yaml", entry("more", "10.0.0.77"))
+    assert stream.take(), "the stream waits for changes now"
+    assert plane.stop() == 0
+    stream.close()
+    client.close()
+    text = plane.log_path.read_text()
+    assert "Traceback" not in text
+    assert "CancelledError" not in text
