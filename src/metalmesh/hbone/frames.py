@@ -75,8 +75,8 @@ class Limits:
 
     #: streams the peer may have open at once (as server), or we open at most (as client)
     max_streams: int
-    #: receive window of a stream: below this a stream alone cannot fill a fast link
-    stream_window: int = 1 << 20
+    #: receive window of a stream, as in Istio; with 1 MiB one download alone stays 9 % slower
+    stream_window: int = 4 << 20
     #: receive window of the connection. It is credited on receipt, so that streams nobody
     #: reads cannot starve their siblings; the bound on memory is ``Budget``.
     connection_window: int = 16 << 20

@@ -52,9 +52,9 @@ def stream_of(server: RecordingMux, stream_id: int = 1) -> RecordingStream:
 
 # --- hello
 def test_server_announces_its_limits() -> None:
-    """No dynamic table, windows of 1 and 16 MiB, 200 streams (istio-facts 2.4)."""
+    """No dynamic table, windows of 4 and 16 MiB, 200 streams (istio-facts 2.4)."""
     assert RecordingMux().frames() == [
-        "Settings 0 {1: 0, 3: 200, 4: 1048576, 5: 1048576, 6: 65536}",
+        "Settings 0 {1: 0, 3: 200, 4: 4194304, 5: 1048576, 6: 65536}",
         f"WindowUpdate 0 {(16 << 20) - 65535}",
     ]
 
