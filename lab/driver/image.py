@@ -97,9 +97,11 @@ def _bootstrap(wanted: Recipe, building: Path, progress: Progress) -> None:
         f"deb {wanted.mirror} {wanted.release} main",
     ]
     last: list[str] = []
+    # libmount would leave /run/mount behind on hosts that do not have it
+    environment = {**os.environ, "LIBMOUNT_UTAB": f"{building}.utab"}
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace",
+        text=True, errors="replace", env=environment,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
