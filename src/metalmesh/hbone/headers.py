@@ -41,6 +41,8 @@ _STATIC_FIELDS: Final = {
 }
 _INDEX_OF_NAME: Final = {name: index for index, name in _STATIC_NAMES.items()}
 _CONNECT: Final = b"\x02\x07CONNECT"
+#: where our own requests begin to differ from each other
+_FORWARDED: Final = b"\x00\x09forwarded"
 _STATUS_200: Final = b"\x88"
 
 
@@ -156,6 +158,8 @@ class HeaderDecoder:
         self._max_list_bytes = max_list_bytes
         self._stateless = False
         self._seen: dict[bytes, dict[str, str]] = {}
+        self._head = b""
+        self._head_fields: dict[str, str] = {}
 
     def forbid_table(self) -> None:
         """The peer has acknowledged SETTINGS_HEADER_TABLE_SIZE 0."""
@@ -169,7 +173,7 @@ class HeaderDecoder:
         Raises :class:`H2Error` when the block cannot be decoded (the connection is lost) and
         :class:`MalformedError` when only this stream must be refused.
         """
-        known = self._seen.get(block)
+        known = self._seen.get(block) or self._decode_tail(block)
         if known is not None:
             return known
         fields = decode_plain(block)
@@ -180,6 +184,35 @@ class HeaderDecoder:
             if len(self._seen) >= 64:
                 self._seen.clear()
             self._seen[block] = headers
+        elif self._stateless:
+            self._learn_head(block)
+        return headers
+
+    def _learn_head(self, block: bytes) -> None:
+        """Remember what a request has in common with the peer's next ones.
+
+        Literals mean the same wherever a block is cut between two of them.
+        """
+        head = block[: max(0, block.find(_FORWARDED))]
+        fields = decode_plain(head) if head else None
+        if fields is not None:
+            self._head, self._head_fields = head, _merge(fields)
+
+    def _decode_tail(self, block: bytes) -> dict[str, str] | None:
+        """A request that begins like the one before; None if it must be read from the start."""
+        head = self._head
+        if not head or not block.startswith(head):
+            return None
+        tail = decode_plain(block[len(head) :])
+        if tail is None or len(block) + 64 * (len(tail) + len(self._head_fields)) > (
+            self._max_list_bytes
+        ):
+            return None
+        headers = self._head_fields.copy()
+        for name, value in tail:
+            if name in headers or name[:1] == ":" or name != name.lower():
+                return None
+            headers[name] = value
         return headers
 
     def _decode_any(self, block: bytes) -> list[tuple[str, str]]:

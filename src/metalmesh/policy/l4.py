@@ -12,7 +12,7 @@ that dashboards and habits carry over (istio-facts 5.2, 5.9). Matching is a ladd
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -58,6 +58,20 @@ class Connection:
     destination_ip: IPAddress
     destination_port: int
     identity: SpiffeId | None = None
+    #: the addresses as text; made once, like the hash, because a data worker looks the same
+    #: connection up for every stream of a peer
+    source: str = field(init=False, repr=False, compare=False)
+    destination: str = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        fields = (self.source_ip, self.destination_ip, self.destination_port, self.identity)
+        object.__setattr__(self, "source", str(self.source_ip))
+        object.__setattr__(self, "destination", str(self.destination_ip))
+        object.__setattr__(self, "_hash", hash(fields))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,3 +166,32 @@ def test_only_plain_connect_is_served() -> None:
     ):
         with pytest.raises(h.MalformedError):
             h.check_connect({**good, **change})
+
+
+TAILS = st.lists(
+    st.tuples(
+        st.sampled_from(("forwarded", "traceparent", "baggage", ":path", "Upper", "x-more")),
+        st.text("abc=;:,./0123456789", max_size=30),
+    ),
+    max_size=4,
+)
+
+
+@given(st.lists(TAILS, min_size=1, max_size=6))
+def test_requests_that_begin_alike_are_read_as_if_each_were_the_first(
+    tails: list[list[tuple[str, str]]],
+) -> None:
+    """What one request and the next have in common is decoded once; nothing else may differ."""
+    decoder = h.HeaderDecoder(16384)
+    decoder.forbid_table()
+    prefix = h.connect_prefix("10.0.0.1:80", "k8s.namespace.name=demo")
+    for tail in tails:
+        block = prefix + b"".join(h.literal(name, value) for name, value in tail)
+        assert _outcome(decoder, block) == _outcome(h.HeaderDecoder(16384), block)
+
+
+def _outcome(decoder: h.HeaderDecoder, block: bytes) -> object:
+    try:
+        return decoder.decode(block)
+    except h.MalformedError as error:
+        return str(error)

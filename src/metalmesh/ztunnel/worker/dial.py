@@ -29,10 +29,12 @@ class Dial:
 
     __slots__ = ("_context", "_done", "_sock")
 
-    def __init__(self, context: Context, done: Callable[[socket.socket | None, str], None]) -> None:
+    def __init__(
+        self, context: Context, done: Callable[[socket.SocketType | None, str], None]
+    ) -> None:
         self._context = context
-        self._done: Callable[[socket.socket | None, str], None] | None = done
-        self._sock: socket.socket | None = None
+        self._done: Callable[[socket.SocketType | None, str], None] | None = done
+        self._sock: socket.SocketType | None = None
 
     def start(
         self, netns_fd: int, address: str, port: int, source: str = "", avoid_port: int = 0
@@ -63,7 +65,7 @@ class Dial:
         context.dials.add(self)
 
     @staticmethod
-    def _bind(sock: socket.socket, source: str, avoid_port: int) -> None:
+    def _bind(sock: socket.SocketType, source: str, avoid_port: int) -> None:
         if not avoid_port:
             bind_source(sock, source)
             return
@@ -108,7 +110,7 @@ class Dial:
             self._context.loop.close(sock)
         self._finish(None, error)
 
-    def _finish(self, sock: socket.socket | None, error: str) -> None:
+    def _finish(self, sock: socket.SocketType | None, error: str) -> None:
         done, self._done = self._done, None
         self._sock = None
         if done is not None:

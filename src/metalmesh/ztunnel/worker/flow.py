@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from metalmesh.ztunnel.worker.logs import Fragment
 from metalmesh.ztunnel.worker.metrics import NOBODY, Party
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Flow:
     """Facts of one connection; ``open`` counts it, ``finish`` logs it, once."""
 
     __slots__ = (
+        "_counters",
         "_finished",
         "_recorder",
         "_reported",
@@ -55,6 +57,7 @@ class Flow:
         "hbone_addr",
         "mutual_tls",
         "original_dst",
+        "reporter",
         "service",
         "source",
         "src_addr",
@@ -67,7 +70,11 @@ class Flow:
         self._started = 0.0
         self._finished = False
         self._reported = (0, 0)
+        #: the series of a connection without a fault; every connection is one until it ends
+        self._counters: Series | None = None
         self.direction = direction
+        #: which side of the connection we are
+        self.reporter = "source" if direction == OUTBOUND else "destination"
         self.uid = uid
         #: ``ip:port`` each
         self.src_addr = src_addr
@@ -82,11 +89,6 @@ class Flow:
         #: bytes the local application sent and got, whichever side it is
         self.from_app = 0
         self.to_app = 0
-
-    @property
-    def reporter(self) -> str:
-        """Which side of the connection we are."""
-        return "source" if self.direction == OUTBOUND else "destination"
 
     @property
     def sent(self) -> int:
@@ -104,7 +106,8 @@ class Flow:
         self._started = recorder.loop.now
         recorder.flows[self] = 1
         recorder.metrics.open_connections[self.reporter] += 1
-        self._series(OK).opened += 1
+        self._counters = self._series(OK)
+        self._counters.opened += 1
         if recorder.log.threshold <= 1 and recorder.access_log:
             fields = [*self._fields(), ("direction", self.direction, True)]
             recorder.log.line("debug", "access", "connection opened", fields)
@@ -121,10 +124,13 @@ class Flow:
         "Received" are the request's bytes whoever reports, as ever in Istio; so for the source
         the metrics are the reverse of its log line.
         """
-        series = self._series(OK)
-        series.received += self.sent - self._reported[0]
-        series.sent += self.received - self._reported[1]
-        self._reported = (self.sent, self.received)
+        series = self._counters
+        if series is None:
+            return
+        sent, received = self.sent, self.received
+        series.received += sent - self._reported[0]
+        series.sent += received - self._reported[1]
+        self._reported = (sent, received)
 
     def finish(self, error: str = "", flags: str = OK) -> None:
         """The connection is over: count and log it. Later calls change nothing."""
@@ -137,7 +143,7 @@ class Flow:
             return
         recorder.metrics.open_connections[self.reporter] -= 1
         self.report_bytes()
-        series = self._series(flags)
+        series = self._counters if flags == OK and self._counters else self._series(flags)
         series.closed += 1
         if flags != OK:
             series.failed += 1
@@ -174,19 +180,19 @@ class Flow:
         fields.append(("error", error, True))
         log.line("warn", "access", "connection failed", fields)
 
-    def _fields(self) -> list[Field]:
+    def _fields(self) -> list[Field | Fragment]:
         """Source and destination; what is not known is left out."""
-        fields: list[Field] = [("src.addr", self.src_addr, False)]
-        fields += self._party("src", self.source)
+        fields: list[Field | Fragment] = [("src.addr", self.src_addr, False)]
+        self._add_party(fields, "src", self.source)
         fields.append(("dst.addr", self.dst_addr, False))
         if self.hbone_addr:
             fields.append(("dst.hbone_addr", self.hbone_addr, False))
         if self.service is not None:
             fields.append(("dst.service", self.service.hostname, True))
-        fields += self._party("dst", self.destination)
+        self._add_party(fields, "dst", self.destination)
         return fields
 
-    def _party(self, side: str, party: Party) -> list[Field]:
+    def _add_party(self, fields: list[Field | Fragment], side: str, party: Party) -> None:
         known = party.fields.get((side, self.mutual_tls))
         if known is None:
             labels = party.labels
@@ -196,6 +202,7 @@ class Flow:
                 ("identity", labels.get("principal") if self.mutual_tls else ""),
                 ("cluster", labels.get("cluster")),
             )
-            known = [(f"{side}.{name}", value, True) for name, value in values if value]
+            known = Fragment([(f"{side}.{name}", value, True) for name, value in values if value])
             party.fields[side, self.mutual_tls] = known
-        return known
+        if known.fields:
+            fields.append(known)

@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from metalmesh.ztunnel.worker.certificates import Credentials
     from metalmesh.ztunnel.worker.server import WorkloadServer
 
+_MAX_SUBJECTS: Final = 64
 SERVER_LIMITS: Final = fr.Limits(max_streams=SERVER_MAX_STREAMS)
+
+
+class RefusedError(Exception):
+    """A CONNECT that cannot be carried out, and the status that says so."""
+
+    def __init__(self, status: str, message: str) -> None:
+        self.status = status
+        super().__init__(message)
 
 
 class InboundConnection(TlsConnection):
@@ -42,13 +51,14 @@ class InboundConnection(TlsConnection):
         "_parties",
         "_server",
         "_source_ip",
+        "_subjects",
         "client_ip",
         "client_port",
         "identity",
         "retiring",
     )
 
-    def __init__(self, server: WorkloadServer, sock: socket.socket, ip: str, port: int) -> None:
+    def __init__(self, server: WorkloadServer, sock: socket.SocketType, ip: str, port: int) -> None:
         super().__init__(server.context.loop, sock, SERVER_LIMITS, client=False)
         self._server = server
         self.client_ip = ip
@@ -57,6 +67,7 @@ class InboundConnection(TlsConnection):
         self.identity: SpiffeId | None = None
         self.retiring = False
         self._credentials: Credentials | None = None
+        self._subjects: dict[str, Connection] = {}
         #: source labels by baggage header, for the few that one peer sends
         self._parties: dict[str, Party] = {}
 
@@ -126,23 +137,37 @@ class InboundConnection(TlsConnection):
         flow.mutual_tls = True
         try:
             flow.hbone_addr = headers.check_connect(fields)
-            address, port = headers.parse_authority(flow.hbone_addr)
+            subject = self._subjects.get(flow.hbone_addr) or self._subject(flow.hbone_addr)
         except headers.MalformedError as error:
             self._reject(stream_id, "400", flow, str(error))
-            return
-        if isinstance(address, str):
-            self._reject(stream_id, "503", flow, f"unknown hostname: {address}")
-        elif str(address) not in workload.addresses:
-            own = ", ".join(sorted(workload.addresses))
-            self._reject(stream_id, "400", flow, f"ip mismatch: {address} != {own}")
-        elif port in ILLEGAL_PORTS:
-            self._reject(stream_id, "503", flow, f"port {port} belongs to the proxy itself")
+        except RefusedError as refused:
+            self._reject(stream_id, refused.status, flow, str(refused))
         else:
             flow.original_dst = flow.hbone_addr
-            subject = Connection(self._source_ip, address, port, self.identity)
             tunnel = InboundTunnel(self._server, flow, subject)
             self.adopt(tunnel, stream_id, ended=ended)
             tunnel.begin(self, fields.get("baggage", ""))
+
+    def _subject(self, authority: str) -> Connection:
+        """What policies decide about an authority; remembered, for peers ask for few often."""
+        workload = self._server.workload
+        address, port = headers.parse_authority(authority)
+        if isinstance(address, str):
+            raise RefusedError("503", f"unknown hostname: {address}")
+        if str(address) not in workload.addresses:
+            own = ", ".join(sorted(workload.addresses))
+            raise RefusedError("400", f"ip mismatch: {address} != {own}")
+        if port in ILLEGAL_PORTS:
+            raise RefusedError("503", f"port {port} belongs to the proxy itself")
+        if len(self._subjects) >= _MAX_SUBJECTS:
+            self._subjects.clear()
+        subject = Connection(self._source_ip, address, port, self.identity)
+        self._subjects[authority] = subject
+        return subject
+
+    def forget_subjects(self) -> None:
+        """The workload's addresses have changed."""
+        self._subjects.clear()
 
     def _reject(self, stream_id: int, status: str, flow: Flow, error: str) -> None:
         self.charge_flood(1, "rejected CONNECT")
@@ -250,10 +275,7 @@ class InboundTunnel(Tunnel):
             return
         self._dial = Dial(self._server.context, self._connected)
         self._dial.start(
-            workload.netns_fd,
-            str(subject.destination_ip),
-            subject.destination_port,
-            str(subject.source_ip),
+            workload.netns_fd, subject.destination, subject.destination_port, subject.source
         )
 
     def _deny(self, status: str, error: str, flags: str) -> None:
@@ -261,7 +283,7 @@ class InboundTunnel(Tunnel):
             self._connection.reject(self.stream_id, status)
         self.terminate(error, flags)
 
-    def _connected(self, sock: socket.socket | None, error: str) -> None:
+    def _connected(self, sock: socket.SocketType | None, error: str) -> None:
         self._dial = None
         if sock is None:
             self._deny("503", error, CONNECT)

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from metalmesh.ztunnel.worker.loop import Loop
 
@@ -25,6 +25,21 @@ _RETRY_SECONDS: Final = 0.2
 
 #: a field: name, value, and whether plain form quotes it (addresses and numbers are bare)
 Field = tuple[str, str, bool]
+
+
+class Fragment:
+    """Fields that many lines share, in plain form already."""
+
+    __slots__ = ("fields", "text")
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = fields
+        self.text = " ".join(map(_plain, fields))
+
+
+def _plain(field: Field) -> str:
+    name, value, quoted = field
+    return f"{name}={_quote(value)}" if quoted else f"{name}={value}"
 
 
 class LogWriter:
@@ -54,7 +69,9 @@ class LogWriter:
         """Whether lines of this level are written."""
         return LEVELS[level] >= self.threshold
 
-    def line(self, level: str, target: str, message: str, fields: Iterable[Field] = ()) -> None:
+    def line(
+        self, level: str, target: str, message: str, fields: Iterable[Field | Fragment] = ()
+    ) -> None:
         """Queue one line."""
         if LEVELS[level] < self.threshold:
             return
@@ -62,14 +79,13 @@ class LogWriter:
             self._loop.at_turn_end.append(self.flush)
         if self._json:
             body = {"level": level, "time": self._timestamp(), "scope": target, "message": message}
-            body.update((name, value) for name, value, _ in fields)
+            for item in fields:
+                parts = item.fields if isinstance(item, Fragment) else (item,)
+                body.update((name, value) for name, value, _ in parts)
             self._lines.append(json.dumps(body))
             return
         text = " ".join(
-            [
-                f"{name}={_quote(value)}" if quoted else f"{name}={value}"
-                for name, value, quoted in fields
-            ]
+            [item.text if isinstance(item, Fragment) else _plain(item) for item in fields]
         )
         self._lines.append(f"{self._timestamp()}\t{level}\t{target}\t{message}\t{text}")
 

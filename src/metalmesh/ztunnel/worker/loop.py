@@ -82,7 +82,7 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
-        self._closing: list[socket.socket] = []
+        self._closing: list[socket.SocketType] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._stopped = False
@@ -112,7 +112,7 @@ class Loop:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def close(self, sock: socket.socket) -> None:
+    def close(self, sock: socket.SocketType) -> None:
         """Close a socket at the end of the turn.
 
         Not at once: its number could come back for a new connection in the same batch of

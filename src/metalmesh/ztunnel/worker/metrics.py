@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from metalmesh.ztunnel.messages import Labels, ServiceRef
-    from metalmesh.ztunnel.worker.logs import Field
+    from metalmesh.ztunnel.worker.logs import Fragment
 
 OPENED: Final = "istio_tcp_connections_opened_total"
 CLOSED: Final = "istio_tcp_connections_closed_total"
@@ -46,9 +46,10 @@ class Party:
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
-        self.key = tuple(sorted(labels.items()))
+        #: text and not a tuple, whose hash would be computed for every connection
+        self.key = repr(sorted(labels.items()))
         #: log fields made from the labels, kept by :class:`~.flow.Flow`
-        self.fields: dict[tuple[str, bool], list[Field]] = {}
+        self.fields: dict[tuple[str, bool], Fragment] = {}
 
 
 NOBODY: Final = Party({})

@@ -69,7 +69,7 @@ class OutboundConnection(Tunnel):
         "_server",
     )
 
-    def __init__(self, server: WorkloadServer, sock: socket.socket, ip: str, port: int) -> None:
+    def __init__(self, server: WorkloadServer, sock: socket.SocketType, ip: str, port: int) -> None:
         source = headers.format_authority(ip, port)
         super().__init__(
             server.context.loop,
@@ -201,7 +201,7 @@ class OutboundConnection(Tunnel):
 class PlainConnection:
     """A captured connection that goes on without a tunnel."""
 
-    def __init__(self, server: WorkloadServer, flow: Flow, app: socket.socket) -> None:
+    def __init__(self, server: WorkloadServer, flow: Flow, app: socket.SocketType) -> None:
         self._server = server
         self._flow = flow
         self._app = app
@@ -213,7 +213,7 @@ class PlainConnection:
         """Dial the destination, from the workload's own address."""
         self._dial.start(self._server.workload.netns_fd, host, port)
 
-    def _connected(self, sock: socket.socket | None, error: str) -> None:
+    def _connected(self, sock: socket.SocketType | None, error: str) -> None:
         if sock is None:
             self._refuse(error, CONNECT)
         else:

@@ -34,7 +34,7 @@ class PipeEnd:
         "write_shut",
     )
 
-    def __init__(self, pipe: Pipe, sock: socket.socket, *, is_app: bool) -> None:
+    def __init__(self, pipe: Pipe, sock: socket.SocketType, *, is_app: bool) -> None:
         self.pipe = pipe
         self.sock = sock
         self.is_app = is_app
@@ -154,7 +154,7 @@ class Pipe:
         self.over = False
         self.ends: tuple[PipeEnd, ...] = ()
 
-    def start(self, app: socket.socket, peer: socket.socket) -> None:
+    def start(self, app: socket.SocketType, peer: socket.SocketType) -> None:
         """Copy both ways; ``app`` is the local application's socket."""
         left, right = PipeEnd(self, app, is_app=True), PipeEnd(self, peer, is_app=False)
         left.other, right.other = right, left

@@ -33,7 +33,7 @@ class PlaintextConnection:
     #: the node's packet rules have seen its port
     tunneled = False
 
-    def __init__(self, server: WorkloadServer, sock: socket.socket, ip: str, port: int) -> None:
+    def __init__(self, server: WorkloadServer, sock: socket.SocketType, ip: str, port: int) -> None:
         self._server = server
         self._client = sock
         self._client_port = port
@@ -111,7 +111,7 @@ class PlaintextConnection:
             self._client_port,
         )
 
-    def _connected(self, sock: socket.socket | None, error: str) -> None:
+    def _connected(self, sock: socket.SocketType | None, error: str) -> None:
         self._dial = None
         if sock is None:
             self._refuse(error, CONNECT)

@@ -217,7 +217,7 @@ class PoolConnection(TlsConnection):
         self,
         pool: Pool,
         key: PoolKey,
-        sock: socket.socket,
+        sock: socket.SocketType,
         context: Context,
         credentials: Credentials,
     ) -> None:

@@ -43,7 +43,10 @@ class Listener:
     """Accepts connections of one listening socket, which other workers share."""
 
     def __init__(
-        self, context: Context, sock: socket.socket, take: Callable[[socket.socket, str, int], None]
+        self,
+        context: Context,
+        sock: socket.socket,
+        take: Callable[[socket.SocketType, str, int], None],
     ) -> None:
         self._context = context
         self._sock = sock
@@ -117,13 +120,15 @@ class WorkloadServer:
         """The workload's description has changed."""
         self.workload.update(message)
         self._describe()
+        for connection in self.inbound:
+            connection.forget_subjects()
         self.workload.decide_waiting()
         if self.workload.identity is not None:
             waiting, self.unidentified = self.unidentified, {}
             for connection in waiting:
                 connection.identify()
 
-    def hbone_address(self, sock: socket.socket | None) -> str:
+    def hbone_address(self, sock: socket.SocketType | None) -> str:
         """``ip:15008``, where inbound connections arrive, for the log."""
         if sock is not None and not self._hbone_address:
             name = sock.getsockname()
@@ -134,17 +139,17 @@ class WorkloadServer:
         return self._hbone_address
 
     # --- new connections
-    def _take_outbound(self, sock: socket.socket, ip: str, port: int) -> None:
+    def _take_outbound(self, sock: socket.SocketType, ip: str, port: int) -> None:
         connection = OutboundConnection(self, sock, ip, port)
         self.outbound[connection] = None
         connection.begin()
 
-    def _take_plaintext(self, sock: socket.socket, ip: str, port: int) -> None:
+    def _take_plaintext(self, sock: socket.SocketType, ip: str, port: int) -> None:
         connection = PlaintextConnection(self, sock, ip, port)
         self.plain[connection] = None
         connection.begin()
 
-    def _take_hbone(self, sock: socket.socket, ip: str, port: int) -> None:
+    def _take_hbone(self, sock: socket.SocketType, ip: str, port: int) -> None:
         connection = InboundConnection(self, sock, ip, port)
         self.inbound[connection] = None
         connection.begin()

@@ -68,7 +68,9 @@ class TlsConnection(Mux):
         "tls",
     )
 
-    def __init__(self, loop: Loop, sock: socket.socket, limits: Limits, *, client: bool) -> None:
+    def __init__(
+        self, loop: Loop, sock: socket.SocketType, limits: Limits, *, client: bool
+    ) -> None:
         super().__init__(client=client, limits=limits, shared=loop.shared)
         self._loop = loop
         self._sock = sock

@@ -50,7 +50,7 @@ class Tunnel(Stream):
         super().__init__()
         self.loop = loop
         self.flow = flow
-        self.sock: socket.socket | None = None
+        self.sock: socket.SocketType | None = None
         self.fd = -1
         self.over = False
         self._events = 0
@@ -64,7 +64,7 @@ class Tunnel(Stream):
         #: error of the application's socket; what it wrote before is still to be passed on
         self._broken = ""
 
-    def attach(self, sock: socket.socket) -> None:
+    def attach(self, sock: socket.SocketType) -> None:
         """Take the application's socket over."""
         self.sock = sock
         self.fd = sock.fileno()
@@ -148,7 +148,7 @@ class Tunnel(Stream):
                 mux.forget(self)
             self._ended()
 
-    def _read_frame(self, mux: Mux, sock: socket.socket, window: int, events: int) -> int:
+    def _read_frame(self, mux: Mux, sock: socket.SocketType, window: int, events: int) -> int:
         """Read into one frame; set ``local_end`` if FIN is right behind the data."""
         buffer = mux.out or mux.take_buffer()
         start = mux.out_used + fr.HEADER_BYTES
@@ -170,7 +170,7 @@ class Tunnel(Stream):
         mux.out_used = start + size
         return size
 
-    def _peek_end(self, sock: socket.socket) -> int:
+    def _peek_end(self, sock: socket.SocketType) -> int:
         """END_STREAM if nothing but FIN is left, which saves a frame, a record and a packet."""
         try:
             if not sock.recv(1, socket.MSG_PEEK):
@@ -182,7 +182,7 @@ class Tunnel(Stream):
             self._broken = f"io error: {error}"
         return 0
 
-    def _read_batch(self, mux: Mux, sock: socket.socket, limit: int) -> int:
+    def _read_batch(self, mux: Mux, sock: socket.SocketType, limit: int) -> int:
         """Scatter a batch over frames that are shorter than it."""
         if mux.out_used:
             mux.flush_output()
