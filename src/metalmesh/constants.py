@@ -77,6 +77,7 @@ CONFIG_DIR: Final = "/etc/metalmesh"
 STATE_DIR: Final = "/var/lib/metalmesh"
 RUN_DIR: Final = "/run/metalmesh"
 ZDS_SOCKET: Final = "/run/ztunnel/ztunnel.sock"
+HANDOVER_SOCKET: Final = "/run/metalmesh/ztunnel/handover.sock"
 ROOT_CERT_PATH: Final = "/etc/metalmesh/root-cert.pem"
 NODE_TOKEN_PATH: Final = "/var/lib/metalmesh/node/token"  # noqa: S105 - a path, not a secret
 WORKLOADS_DIR: Final = "/etc/metalmesh/workloads"

@@ -7,7 +7,6 @@ rules the node agent renders.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import dataclasses
 import json
@@ -17,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -52,53 +50,11 @@ from metalmesh.zds.messages import (
 )
 from tests.support.netns import Netns
 from tests.support.scripted_plane import ScriptedPlane
+from tests.support.scripted_systemd import Successor, Systemd
 from tests.support.waits import WAITS, wait_until
 
 NAMESPACE = "shop"
 NODE = "node1"
-
-
-class Systemd:
-    """The manager's end of notify and of the fd store."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "notify"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(self.path))
-        #: (name, descriptor) in order of arrival.
-        self.stored: list[tuple[str, int]] = []
-        #: assignments received, latest last.
-        self.heard: list[str] = []
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        while True:
-            data, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(64))
-            lines = dict(line.split("=", 1) for line in data.decode().splitlines())
-            if "END" in lines:
-                return
-            fds = array.array("i")
-            for _, _, payload in ancillary:
-                fds.frombytes(payload)
-            name = lines.get("FDNAME", "")
-            if "FDSTORE" in lines:
-                self.stored += [(name, fd) for fd in fds]
-            elif "FDSTOREREMOVE" in lines:
-                for entry in [item for item in self.stored if item[0] == name]:
-                    self.stored.remove(entry)
-                    os.close(entry[1])
-            else:
-                self.heard.append(data.decode())
-
-    def close(self) -> None:
-        """Stop listening; close what is stored."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"END=1", str(self.path))
-        self._thread.join()
-        self._socket.close()
-        for _, fd in self.stored:
-            os.close(fd)
 
 
 class ScriptedAgent:
@@ -156,30 +112,13 @@ class Guest:
         return AddWorkload(w.uid, w.name, w.namespace, w.service_account)
 
 
-class Stage:
-    """Everything; made by :func:`ztunnel_stage`."""
+class Node:
+    """A namespace that stands for a machine, and workloads that hang on it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self) -> None:
         self.unique = f"mm-z{secrets.token_hex(3)}"
-        self.directory = directory
-        self.log_path = directory / "ztunnel.log"
         self.node = self._make_netns("node", "127.0.0.1")
-        self.plane = ScriptedPlane(self.node, directory)
-        self.agent = ScriptedAgent(directory / "zds.sock")
-        self.systemd = Systemd(directory)
         self.guests: list[Guest] = []
-        self.process: subprocess.Popen[bytes] | None = None
-        self.settings: dict[str, Any] = {
-            "component": "ztunnel",
-            "node_name": NODE,
-            "xds_address": "127.0.0.1:15012",
-            "root_cert_path": str(self.plane.root_path),
-            "token_path": str(directory / "token"),
-            "zds_socket": str(directory / "zds.sock"),
-            "state_dir": str(directory),
-            "drain_deadline_seconds": 2,
-        }
-        (directory / "token").write_text("token-of-node1\n")
 
     def _make_netns(self, name: str, address: str) -> Netns:
         full = f"{self.unique}-{name}"
@@ -188,7 +127,6 @@ class Stage:
             inside.link("set", index=1, state="up")
         return Netns(Path("/run/netns") / full, address)
 
-    # --- workloads -------------------------------------------------------------------------
     def add_guest(self, **changes: Any) -> Guest:
         """A redirected namespace with its address; neither control plane nor ztunnel know it."""
         number = len(self.guests) + 1
@@ -239,6 +177,34 @@ class Stage:
             node.route("add", dst=f"{address}/32", oif=index, scope="link")
         self.node.do(lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"))
 
+
+class Stage(Node):
+    """Everything; made by :func:`ztunnel_stage`."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.directory = directory
+        self.log_path = directory / "ztunnel.log"
+        self.plane = ScriptedPlane(self.node, directory)
+        self.agent = ScriptedAgent(directory / "zds.sock")
+        self.systemd = Systemd(directory)
+        self.process: subprocess.Popen[bytes] | Successor | None = None
+        #: workers of processes that were taken over from
+        self._former: list[int] = []
+        self.settings: dict[str, Any] = {
+            "component": "ztunnel",
+            "node_name": NODE,
+            "xds_address": "127.0.0.1:15012",
+            "root_cert_path": str(self.plane.root_path),
+            "token_path": str(directory / "token"),
+            "zds_socket": str(directory / "zds.sock"),
+            "state_dir": str(directory),
+            "handover_socket": str(directory / "handover.sock"),
+            "stop_deadline_seconds": 2,
+        }
+        (directory / "token").write_text("token-of-node1\n")
+
+    # --- workloads -------------------------------------------------------------------------
     def introduce(self, *guests: Guest) -> None:
         """Have control plane and ztunnel know workloads."""
         self.plane.set(*(guest.workload for guest in guests))
@@ -286,6 +252,25 @@ class Stage:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
+
+    def reload(self) -> int:
+        """``ExecReload`` of the unit; its exit status. The log has what it complained about."""
+        assert self.process is not None
+        (self.directory / "ztunnel.yaml").write_text(yaml.safe_dump(self.settings))
+        self._former += self.worker_pids()
+        command = [sys.executable, "-m", "metalmesh.cli.main", "ztunnel", "reload"]
+        with self.log_path.open("ab") as log:
+            child = self.node.popen(
+                *(*command, "--config", str(self.directory / "ztunnel.yaml")),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+        status = child.wait(WAITS["service"].seconds)
+        if status == 0:
+            self.process.wait(WAITS["service"].seconds)
+            self.process = Successor(self.systemd.main_pid)
+        return status
 
     def stop(self, number: int = signal.SIGTERM, timeout_seconds: float = 10.0) -> int:
         """Send a signal and wait for the end of main; return its status."""
@@ -359,7 +344,7 @@ class Stage:
             stack.callback(self.systemd.close)
             stack.callback(self.agent.close)
             if self.process is not None:
-                workers = self.worker_pids()
+                workers = [*self.worker_pids(), *self._former]
                 self.process.kill()
                 self.process.wait()
                 for pid in workers:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from metalmesh.errors import CertificateError
 from metalmesh.pki.csr import make_key_and_request
 from metalmesh.pki.schedule import Priority, SvidSchedule
-from metalmesh.pki.svid import parse_svid
+from metalmesh.pki.svid import parse_svid, split_pem
 from metalmesh.service.logs import Log
 from metalmesh.ztunnel import messages
 
@@ -70,11 +70,19 @@ class CertificateKeeper:
         self._wake.set()
         return None
 
-    def held(self) -> list[messages.Message]:
+    def held(self) -> list[messages.Certificate]:
         """Every valid certificate, for a worker that has just started."""
         now = time.time()
         svids = (self.schedule.held(identity, now) for identity in self.schedule.identities())
         return [_message(svid) for svid in svids if svid is not None]
+
+    def adopt(self, certificate: messages.Certificate) -> None:
+        """Go on with a certificate of the main process before us."""
+        chain = [*split_pem(certificate.chain_pem), certificate.roots_pem]
+        svid = parse_svid(certificate.identity, certificate.key_pem, chain)
+        now = time.time()
+        self.schedule.want(svid.identity, Priority.BACKGROUND, now)
+        self.schedule.succeeded(svid.identity, svid, now)
 
     def retry_now(self) -> None:
         """The control plane is back: ask again at once for what failed."""

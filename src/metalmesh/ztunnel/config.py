@@ -9,6 +9,7 @@ from metalmesh.constants import (
     DEFAULT_CLUSTER_DOMAIN,
     DEFAULT_CLUSTER_ID,
     DEFAULT_TRUST_DOMAIN,
+    HANDOVER_SOCKET,
     NODE_TOKEN_PATH,
     PORT_XDS,
     ROOT_CERT_PATH,
@@ -44,13 +45,15 @@ class ZtunnelConfig:
     root_cert_path: str = ROOT_CERT_PATH
     token_path: str = NODE_TOKEN_PATH
     zds_socket: str = ZDS_SOCKET
+    #: where a main process waits for its successor (``metalmesh ztunnel reload``)
+    handover_socket: str = HANDOVER_SOCKET
     #: where the last good state is kept
     state_dir: str = f"{STATE_DIR}/ztunnel"
     workers: int = 2
     #: how long connections may go on when the service stops
-    drain_deadline_seconds: float = 25
-    #: how long they may go on when it restarts by handover (``systemctl reload``)
-    handover_deadline_seconds: float = 86_400
+    stop_deadline_seconds: float = 25
+    #: how long they may go on in old workers after a reload or restart; 0: until they end
+    drain_deadline_seconds: float = 0
     #: hold NetworkPolicy port rules inside HBONE too
     network_policy_inner_enforcement: bool = True
     #: life asked of the CA for workload certificates
@@ -110,7 +113,7 @@ def _check(config: ZtunnelConfig, source: str, environ: Mapping[str, str]) -> No
             refuse(key, f"{address!r} is not HOST:PORT, such as cp1.example.org:{PORT_XDS}")
     if not 1 <= config.workers <= MAX_WORKERS:
         refuse("workers", f"must be 1 to {MAX_WORKERS}, is {config.workers}")
-    for key in ("drain_deadline_seconds", "handover_deadline_seconds"):
+    for key in ("stop_deadline_seconds", "drain_deadline_seconds"):
         if getattr(config, key) < 0:
             refuse(key, f"must not be negative: {getattr(config, key):g}")
     if config.secret_ttl_seconds < 60:

@@ -21,7 +21,7 @@ from metalmesh.service.logs import Log
 from metalmesh.ztunnel.view import LocalView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from metalmesh.service.systemd import Notifier
     from metalmesh.zds.messages import AddWorkload
@@ -50,6 +50,14 @@ class LocalWorkload:
         """Descriptors of an AddWorkload message."""
         return [*(listener.fileno() for listener in self.listeners), self.netns_fd]
 
+    @property
+    def named_fds(self) -> Iterator[tuple[str, int]]:
+        """The same descriptors by the names they have in the fd store."""
+        inode = self.netns_id[1]
+        for port, listener in zip(PORTS, self.listeners, strict=True):
+            yield f"listener-{port}-{inode}", listener.fileno()
+        yield f"netns-{inode}", self.netns_fd
+
     def close(self) -> None:
         """Close our descriptors; workers have their own."""
         os.close(self.netns_fd)
@@ -70,16 +78,20 @@ class DescriptorStore:
         self._notifier = notifier
         self._waiting: dict[str, int] = {}
         self._workers: list[tuple[int, int]] = []
+        self.receive(received)
+
+    def receive(self, received: Iterable[tuple[str, int]]) -> None:
+        """Take descriptors of before, from systemd or from the main process before us."""
         for name, fd in received:
             if name.startswith("worker-") and name[7:].isdigit():
                 self._workers.append((int(name[7:]), fd))
-                notifier.unstore(name)
+                self._notifier.unstore(name)
             elif name.startswith(("listener-", "netns-")) and name not in self._waiting:
                 self._waiting[name] = fd
             else:
                 log.warning("closing a stored descriptor that is not ours", {"name": name})
                 os.close(fd)
-                notifier.unstore(name)
+                self._notifier.unstore(name)
 
     def store_worker(self, pid: int, fd: int) -> None:
         """Keep our end of a worker's pipe for the main process after us."""

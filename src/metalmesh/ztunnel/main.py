@@ -7,39 +7,43 @@ and finish; systemd starts it again, and listening sockets come back from the fd
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
 from typing import TYPE_CHECKING, Final
 
-from metalmesh import constants
 from metalmesh.errors import MetalmeshError, NetworkError
 from metalmesh.service.ca_client import CaClient
-from metalmesh.service.channel import ControlPlane
 from metalmesh.service.logs import Log
 from metalmesh.service.metrics import Registry
 from metalmesh.service.systemd import Notifier, received_fds
 from metalmesh.service.xds_client import XdsClient, XdsMetrics
-from metalmesh.xds.delta_client import DeltaClient, NodeInfo
+from metalmesh.xds.delta_client import DeltaClient
 from metalmesh.ztunnel import messages
 from metalmesh.ztunnel.certificates import CertificateKeeper
+from metalmesh.ztunnel.handover import PREPARE_SECONDS, Estate, Incumbent
 from metalmesh.ztunnel.locals import DescriptorStore, LocalWorkload, netns_identity
 from metalmesh.ztunnel.mesh import SUBSCRIPTIONS, MeshView
 from metalmesh.ztunnel.saved import SavedState, SavedWorkloads
 from metalmesh.ztunnel.servers import Servers
 from metalmesh.ztunnel.telemetry import MainMetrics, WorkerSeries
+from metalmesh.ztunnel.upstream import control_plane, node_info
 from metalmesh.ztunnel.workers import WorkerPool
 from metalmesh.ztunnel.zds import ZdsClient
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine, Iterable, Mapping
 
     from metalmesh.xds.delta_client import Update
     from metalmesh.zds.messages import AddWorkload
     from metalmesh.ztunnel.config import ZtunnelConfig
+    from metalmesh.ztunnel.handover import Predecessor
     from metalmesh.ztunnel.process import Worker
+    from metalmesh.ztunnel.saved import SavedWorkload
 
 STATUS_INTERVAL_SECONDS: Final = 10.0
+READY_POLL_SECONDS: Final = 0.01
 #: how often the counters of the workers are fetched, so that little is lost when one dies
 COLLECT_INTERVAL_SECONDS: Final = 15.0
 
@@ -47,33 +51,48 @@ log = Log("metalmesh.ztunnel")
 
 
 class Ztunnel:
-    """Puts the parts together; implements what the worker pool and the ZDS client ask for."""
+    """Puts the parts together; implements what the worker pool and the ZDS client ask for.
 
-    def __init__(self, config: ZtunnelConfig) -> None:
+    With a ``predecessor`` it serves beside that process first and then takes over from it.
+    """
+
+    def __init__(self, config: ZtunnelConfig, predecessor: Predecessor | None = None) -> None:
         self.config = config
+        self._predecessor = predecessor
         self.notifier = Notifier()
         self.registry = Registry()
         self.metrics = MainMetrics(self.registry)
         self.series = WorkerSeries()
         self.pool = WorkerPool(config.workers, self)
         self.mesh = MeshView(config, self.pool.broadcast, self._want_identities)
-        self.xds_state = DeltaClient(_node_info(config), SUBSCRIPTIONS, self._on_update)
+        self.xds_state = DeltaClient(node_info(config), SUBSCRIPTIONS, self._on_update)
         self.saved = SavedState(config.state_dir, self.xds_state)
         self.saved_workloads = SavedWorkloads(config.state_dir)
-        self.ca = CaClient(_control_plane(config, config.ca_address or config.xds_address))
+        self.ca = CaClient(control_plane(config, config.ca_address or config.xds_address))
         self.certificates = CertificateKeeper(
             self.ca, config.secret_ttl_seconds, self.pool.broadcast
         )
         self.xds = XdsClient(
-            _control_plane(config, config.xds_address),
+            control_plane(config, config.xds_address),
             self.xds_state,
             XdsMetrics(self.registry),
             on_connected=self.certificates.retry_now,
         )
         self.zds = ZdsClient(config.zds_socket, self)
-        self.descriptors = DescriptorStore(self.notifier, received_fds())
+        inherited = received_fds() if predecessor is None else predecessor.descriptors
+        self.descriptors = DescriptorStore(self.notifier, inherited)
         self.stop_requested = asyncio.Event()
+        estate = Estate(
+            descriptors=self._descriptors,
+            certificates=self.certificates.held,
+            workloads=self._served,
+            state=self.xds_state.save,
+            leave=self.stop_requested.set,
+        )
+        self.incumbent = Incumbent(config.handover_socket, estate, self.notifier)
         self._handing_over = False
+        #: whether this is the unit's main process: only that one writes state
+        self._in_charge = predecessor is None
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life --------------------------------------------------------------------------------
@@ -83,36 +102,79 @@ class Ztunnel:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop_requested.set)
         loop.add_signal_handler(signal.SIGHUP, self._request_handover)
-        self.saved.restore()
-        for pid, fd in self.descriptors.take_workers():
-            self.pool.adopt(pid, fd)
+        if self._predecessor is not None:
+            for certificate in self._predecessor.certificates:
+                self.certificates.adopt(certificate)
+        self.saved.restore(b"" if self._predecessor is None else self._predecessor.state)
+        self._adopt_workers()
         self.pool.start()
         servers = Servers(self)
-        await servers.listen()
+        if self._predecessor is None:
+            await servers.listen()
         await self._resume_workloads()
         self._start(self.pool.watch())
         self._start(self.certificates.run())
+        if self.config.xds_address:
+            self._start(self.xds.run())
+        if self._predecessor is not None:
+            await self._take_over(self._predecessor)
+            await servers.listen()
         self._start(self.zds.run())
         self._start(self._collect_regularly())
         self._start(self._report_to_systemd())
-        if self.config.xds_address:
-            self._start(self.xds.run())
         self.notifier.ready(self.status())
+        self.incumbent.listen()
+        if self._predecessor is not None:
+            self._predecessor.on_taken_over()
         log.info("started", {"node": self.config.node_name, "workers": self.config.workers})
         await self._wait_for_end()
-        if self._handing_over:
+        await self._leave(servers)
+        log.info("stopped")
+
+    async def _leave(self, servers: Servers) -> None:
+        """The end: hand over, or drain."""
+        self.incumbent.close()
+        workers: list[Worker] = []
+        if self.incumbent.channel is not None:
+            await self.mesh.finish_lookups()
+            workers = await self.pool.hand_over(self.config.drain_deadline_seconds or math.inf)
+        elif self._handing_over:
             await self._hand_over()
         else:
             self.notifier.stopping()
-            log.info("draining", {"deadline_seconds": self.config.drain_deadline_seconds})
-            await self.pool.drain(self.config.drain_deadline_seconds)
+            log.info("draining", {"deadline_seconds": self.config.stop_deadline_seconds})
+            await self.pool.drain(self.config.stop_deadline_seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await servers.close()
         await self.ca.close()
         await self.saved.close()
-        log.info("stopped")
+        if self.incumbent.channel is not None:
+            await self.incumbent.hand_over(workers)
+
+    # --- one main process after the other ----------------------------------------------------
+    async def _take_over(self, predecessor: Predecessor) -> None:
+        """Take over as soon as every worker serves; the predecessor leaves meanwhile."""
+        async with asyncio.timeout(PREPARE_SECONDS):
+            while not self.pool.ready:
+                await asyncio.sleep(READY_POLL_SECONDS)
+        self.descriptors.receive(await predecessor.take_over())
+        self._adopt_workers()
+        self._in_charge = True
+        self.saved.changed()
+        self._workloads_changed()
+
+    def _adopt_workers(self) -> None:
+        for pid, fd in self.descriptors.take_workers():
+            self.pool.adopt(pid, fd)
+
+    def _served(self) -> Iterable[SavedWorkload]:
+        return ((local.info, local.netns_id) for local in self.mesh.locals.values())
+
+    def _descriptors(self) -> Iterable[tuple[str, int]]:
+        for local in self.mesh.locals.values():
+            yield from local.named_fds
 
     def _request_handover(self) -> None:
         """SIGHUP: make room for a new main process without ending a connection.
@@ -126,20 +188,23 @@ class Ztunnel:
         self.stop_requested.set()
 
     async def _hand_over(self) -> None:
-        workers = await self.pool.hand_over(self.config.handover_deadline_seconds)
+        workers = await self.pool.hand_over(self.config.drain_deadline_seconds or math.inf)
         for worker in workers:
             self.descriptors.store_worker(worker.pid, worker.channel.fileno())
         log.info("handing over", {"workers": len(workers)})
 
     async def _resume_workloads(self) -> None:
         """Go on with what the last process served, as far as its namespaces are still there."""
-        for workload, netns_id in self.saved_workloads.read():
+        before = self._predecessor
+        for workload, netns_id in self.saved_workloads.read() if not before else before.workloads:
             fd = self.descriptors.netns(netns_id)
             if fd is None:
                 continue
             try:
                 await self.serve(workload, fd)
             except (MetalmeshError, OSError) as error:
+                if before:
+                    raise  # better the old process than one that serves less
                 log.error("workload not resumed", {"uid": workload.uid, "error": str(error)})
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
@@ -204,7 +269,7 @@ class Ztunnel:
     # --- from the control plane ----------------------------------------------------------------
     def _on_update(self, update: Update) -> Mapping[str, str]:
         self.mesh.on_update(update)
-        if not update.restored:
+        if not update.restored and self._in_charge:
             self.saved.changed()
         return {}
 
@@ -264,9 +329,9 @@ class Ztunnel:
         self.descriptors.release_unclaimed()
 
     def _workloads_changed(self) -> None:
-        served = self.mesh.locals.values()
-        self.metrics.active.set(len(served))
-        self.saved_workloads.write((local.info, local.netns_id) for local in served)
+        self.metrics.active.set(len(self.mesh.locals))
+        if self._in_charge:
+            self.saved_workloads.write(self._served())
 
     # --- from the workers ------------------------------------------------------------------------
     def on_start(self, worker: Worker) -> None:
@@ -305,29 +370,3 @@ class Ztunnel:
         """A worker is gone."""
         self.series.finish(worker.pid)
         self.mesh.forget_worker(worker)
-
-
-def _control_plane(config: ZtunnelConfig, address: str) -> ControlPlane:
-    return ControlPlane(
-        address=address,
-        root_cert_path=config.root_cert_path,
-        token_path=config.token_path,
-        cluster_id=config.cluster_id,
-        server_name=config.server_name,
-    )
-
-
-def _node_info(config: ZtunnelConfig) -> NodeInfo:
-    """``ztunnel~IP~NAME.NAMESPACE~DOMAIN`` (istio-facts 3.2); the address plays no role."""
-    namespace = constants.ROOT_NAMESPACE
-    name = f"ztunnel-{config.node_name}"
-    domain = f"{namespace}.svc.{config.cluster_domain}"
-    return NodeInfo(
-        id=f"ztunnel~1.1.1.1~{name}.{namespace}~{domain}",
-        metadata={
-            "NAME": name,
-            "NAMESPACE": namespace,
-            "NODE_NAME": config.node_name,
-            "CLUSTER_ID": config.cluster_id,
-        },
-    )

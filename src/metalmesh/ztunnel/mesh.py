@@ -56,6 +56,8 @@ SUBSCRIPTIONS: Final = (
 #: how long a control plane may take to answer NetworkPolicy after the rest, before we conclude
 #: that it has no such type
 NETWORK_POLICY_GRACE_SECONDS: Final = 5.0
+#: how long a main process that leaves still looks names up for connections that wait
+LAST_LOOKUPS_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,11 @@ class MeshView:
         known = {name: address for name, address in found.items() if address is not None}
         if not item.worker.channel.closed:
             _reply(item, with_addresses(route, known), cacheable=False)
+
+    async def finish_lookups(self) -> None:
+        """Answer what is being looked up: a process after this one knows nothing of it."""
+        if self._lookups:
+            await asyncio.wait(self._lookups, timeout=LAST_LOOKUPS_SECONDS)
 
     def lookup_source(self, worker: Worker, question: messages.LookupSource) -> None:
         """Answer who has an address of this network."""

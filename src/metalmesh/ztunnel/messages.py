@@ -182,7 +182,7 @@ class Collect:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drain:
-    """Stop accepting, GOAWAY, finish streams until the deadline, then exit."""
+    """Stop accepting, GOAWAY, finish streams until the deadline (``inf``: none), then exit."""
 
     deadline_seconds: float
 
@@ -270,11 +270,39 @@ class Drained:
     """All connections have ended (or the deadline passed); the worker exits now."""
 
 
+# --- main -> main after it (metalmesh.ztunnel.handover); Certificate belongs here, too ----------
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inherit:
+    """A descriptor, by the name it has in systemd's fd store."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begin:
+    """That was everything: start serving."""
+
+    #: what is served, as it is saved (metalmesh.ztunnel.saved)
+    workloads: tuple[tuple[Any, ...], ...] = ()
+    #: variables with which systemd is spoken to
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """The successor serves beside the incumbent, which can go."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TakeOver:
+    """The successor is the main process from now on."""
+
+
 Message = (
     Configure | AddWorkload | UpdateWorkload | RemoveWorkload | Certificate
     | CertificateUnavailable | Policies | RouteReply | InvalidateRoutes | SourceReply | Collect
     | Drain | SetLogLevel | Ping | Ready | Ack | NeedCertificate | Resolve | LookupSource
-    | MetricsReply | ConnectionsReply | Pong | Drained
+    | MetricsReply | ConnectionsReply | Pong | Drained | Inherit | Begin | Prepared | TakeOver
 )  # fmt: skip
 
 

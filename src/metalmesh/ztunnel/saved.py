@@ -20,7 +20,7 @@ from metalmesh.service.logs import Bare, Log
 from metalmesh.zds.messages import AddWorkload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from metalmesh.xds.delta_client import DeltaClient
 
@@ -28,7 +28,21 @@ FILE_NAME: Final = "xds.pb"
 WORKLOADS_FILE: Final = "workloads.json"
 WRITE_DELAY_SECONDS: Final = 0.5
 
+#: a workload that is served, and its namespace (device and inode)
+SavedWorkload = tuple[AddWorkload, tuple[int, int]]
+
 log = Log("metalmesh.ztunnel.saved")
+
+
+def workload_to_entry(saved: SavedWorkload) -> tuple[str | int, ...]:
+    """The form in which it is written."""
+    w, netns_id = saved
+    return (w.uid, w.name, w.namespace, w.service_account, *netns_id)
+
+
+def workload_from_entry(entry: Sequence[str | int]) -> SavedWorkload:
+    """The inverse; raises ValueError, TypeError or IndexError."""
+    return AddWorkload(*map(str, entry[:4])), (int(entry[4]), int(entry[5]))
 
 
 class SavedState:
@@ -41,10 +55,10 @@ class SavedState:
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Future[None] | None = None
 
-    def restore(self) -> None:
-        """Apply what was saved, if anything was; an unreadable file is only a warning."""
+    def restore(self, data: bytes = b"") -> None:
+        """Apply ``data``, or what was saved if anything was; if unreadable, that is a warning."""
         try:
-            count = self._client.restore(self._path.read_bytes())
+            count = self._client.restore(data or self._path.read_bytes())
         except FileNotFoundError:
             return
         except (OSError, ProtocolError) as error:
@@ -87,25 +101,19 @@ class SavedWorkloads:
         self._path = Path(directory) / WORKLOADS_FILE
         self._file = _StateFile(self._path, durable=False)
 
-    def read(self) -> list[tuple[AddWorkload, tuple[int, int]]]:
+    def read(self) -> list[SavedWorkload]:
         """What the last process served; an unreadable file is only a warning."""
         try:
-            return [
-                (AddWorkload(*map(str, entry[:4])), (int(entry[4]), int(entry[5])))
-                for entry in json.loads(self._path.read_bytes())
-            ]
+            return [workload_from_entry(entry) for entry in json.loads(self._path.read_bytes())]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError, IndexError) as error:
             log.warning("no saved workloads", {"path": Bare(self._path), "error": str(error)})
             return []
 
-    def write(self, workloads: Iterable[tuple[AddWorkload, tuple[int, int]]]) -> None:
+    def write(self, workloads: Iterable[SavedWorkload]) -> None:
         """Replace what is saved."""
-        entries = [
-            [w.uid, w.name, w.namespace, w.service_account, *netns_id] for w, netns_id in workloads
-        ]
-        self._file.write(json.dumps(entries).encode())
+        self._file.write(json.dumps(list(map(workload_to_entry, workloads))).encode())
 
 
 class _StateFile:

@@ -14,7 +14,11 @@ MINIMAL = {"component": "ztunnel", "node_name": "node1", "xds_address": "cp1:150
 def test_minimal_file_has_documented_defaults() -> None:
     config = parse_config(MINIMAL, SOURCE, {})
     assert config == ZtunnelConfig(node_name="node1", xds_address="cp1:15012")
-    assert (config.workers, config.drain_deadline_seconds) == (2, 25)
+    assert (config.workers, config.stop_deadline_seconds, config.drain_deadline_seconds) == (
+        2,
+        25,
+        0,
+    )
     assert config.secret_ttl_seconds == 24 * 3600
     assert config.network_policy_inner_enforcement
 

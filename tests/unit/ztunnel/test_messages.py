@@ -51,6 +51,10 @@ EXAMPLES = [
     m.ConnectionsReply(request_id=1, connections=({"uid": "u"},)),
     m.Pong(request_id=4),
     m.Drained(),
+    m.Inherit(name="netns-1"),
+    m.Begin(workloads=(("uid", "w", "ns", "sa", 4, 5),), environment={"A": "b"}),
+    m.Prepared(),
+    m.TakeOver(),
 ]
 
 

@@ -246,7 +246,7 @@ def test_refusing_ca_fails_connections_with_its_reason(stage: Stage) -> None:
 
 def test_sigterm_lets_connections_finish(stage: Stage, pair: Pair) -> None:
     one, two = pair
-    stage.settings["drain_deadline_seconds"] = 10
+    stage.settings["stop_deadline_seconds"] = 10
     with echo_app(two.netns, PORT), one.netns.connect(two.netns.address, PORT) as connection:
         connection.sendall(b"a")
         assert connection.recv(1) == b"a"

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 #: how long connections may go on when main has died without a word, seconds
 _ORPHAN_DEADLINE_SECONDS: Final = 25.0
-_DRAIN_POLL_SECONDS: Final = 0.05
+#: pause between two looks at what is still open; it grows, since a drain may take days
+_DRAIN_POLL_SECONDS: Final = (0.05, 1.0)
 DRAINED: Final = "connection closed due to connection drain"
 
 
@@ -196,14 +197,15 @@ class Worker:
         deadline = self._loop.now + message.deadline_seconds
         for server in self._servers.values():
             server.drain()
-        self._check_drained(deadline)
+        self._check_drained(deadline, _DRAIN_POLL_SECONDS[0])
 
-    def _check_drained(self, deadline: float) -> None:
+    def _check_drained(self, deadline: float, pause: float) -> None:
         idle = not self._context.recorder.flows and not any(
             server.inbound for server in self._servers.values()
         )
         if not idle and self._loop.now < deadline:
-            self._loop.call_later(_DRAIN_POLL_SECONDS, lambda: self._check_drained(deadline))
+            later = min(pause * 1.2, _DRAIN_POLL_SECONDS[1])
+            self._loop.call_later(pause, lambda: self._check_drained(deadline, later))
             return
         for server in self._servers.values():
             server.close(DRAINED)

@@ -1,0 +1,39 @@
+"""Who this ztunnel is to the control plane, and how it gets there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from metalmesh import constants
+from metalmesh.service.channel import ControlPlane
+from metalmesh.xds.delta_client import NodeInfo
+
+if TYPE_CHECKING:
+    from metalmesh.ztunnel.config import ZtunnelConfig
+
+
+def control_plane(config: ZtunnelConfig, address: str) -> ControlPlane:
+    """How to reach ``address``, which serves xDS or signs certificates."""
+    return ControlPlane(
+        address=address,
+        root_cert_path=config.root_cert_path,
+        token_path=config.token_path,
+        cluster_id=config.cluster_id,
+        server_name=config.server_name,
+    )
+
+
+def node_info(config: ZtunnelConfig) -> NodeInfo:
+    """``ztunnel~IP~NAME.NAMESPACE~DOMAIN`` (istio-facts 3.2); the address plays no role."""
+    namespace = constants.ROOT_NAMESPACE
+    name = f"ztunnel-{config.node_name}"
+    domain = f"{namespace}.svc.{config.cluster_domain}"
+    return NodeInfo(
+        id=f"ztunnel~1.1.1.1~{name}.{namespace}~{domain}",
+        metadata={
+            "NAME": name,
+            "NAMESPACE": namespace,
+            "NODE_NAME": config.node_name,
+            "CLUSTER_ID": config.cluster_id,
+        },
+    )
