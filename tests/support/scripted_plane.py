@@ -31,6 +31,7 @@ from metalmesh.xds.authorization import encode_authorization
 from metalmesh.xds.node import encode_network_policy
 from metalmesh.xds.wds import address_name, encode_address
 from tests.support.netns import Netns
+from tests.support.pki import Credentials
 
 HOUR = datetime.timedelta(hours=1)
 XDS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
@@ -203,6 +204,13 @@ class ScriptedPlane:
         pem = serialization.Encoding.PEM
         chain = [leaf.public_bytes(pem).decode(), self._root.public_bytes(pem).decode()]
         return ca_pb2.IstioCertificateResponse(cert_chain=chain)
+
+    def leaf(self, uri: str) -> Credentials:
+        """A certificate of the same root for a peer that is no ztunnel of ours."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = self._certificate(key, x509.Name([]), uri=uri)
+        pem = serialization.Encoding.PEM
+        return Credentials(leaf.public_bytes(pem), _key_pem(key), self._root.public_bytes(pem))
 
     def _certificate(
         self,

@@ -44,6 +44,7 @@ from metalmesh.policy.peer_authentication import (
     strict_authorization,
 )
 from metalmesh.policy.translate import Translation, translate_authorization
+from metalmesh.policy.trust_domains import TrustDomains, expand_policy
 from metalmesh.render.vips import allocate
 from metalmesh.render.wds import (
     MeshOptions,
@@ -75,6 +76,7 @@ class ComputeOptions:
     service_cidrs: tuple[IPNetwork, ...] = ()
     #: HTTP attributes in a DENY policy deny (see metalmesh.policy.translate)
     http_deny_fail_closed: bool = True
+    trust_domains: TrustDomains = field(default_factory=TrustDomains)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,8 @@ class _Run:
 
     def _translate(self, policy: AuthorizationPolicy) -> Translation:
         closed = self._options.http_deny_fail_closed
-        return translate_authorization(policy, self._root, fail_closed=closed)
+        expanded = expand_policy(policy, self._options.trust_domains)
+        return translate_authorization(expanded, self._root, fail_closed=closed)
 
     # --- memory ------------------------------------------------------------------------------
 

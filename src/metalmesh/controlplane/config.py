@@ -22,7 +22,9 @@ from metalmesh.constants import (
     SVID_TTL_SECONDS,
 )
 from metalmesh.controlplane.compute import ComputeOptions
-from metalmesh.errors import ConfigError
+from metalmesh.errors import ConfigError, IdentityError
+from metalmesh.model.identity import check_trust_domain
+from metalmesh.policy.trust_domains import TrustDomains
 from metalmesh.render.wds import MeshOptions
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class ControlPlaneConfig:
     #: last good objects, allocated service addresses, token key, status
     state_dir: Path = Path(STATE_DIR) / COMPONENT
     trust_domain: str = DEFAULT_TRUST_DOMAIN
+    #: other names of it, which policies and peers may use (Istio's ``trustDomainAliases``)
+    trust_domain_aliases: tuple[str, ...] = ()
     cluster_id: str = DEFAULT_CLUSTER_ID
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
     root_namespace: str = ROOT_NAMESPACE
@@ -77,6 +81,7 @@ class ControlPlaneConfig:
             ),
             service_cidrs=self.service_cidrs,
             http_deny_fail_closed=self.http_deny_fail_closed,
+            trust_domains=TrustDomains(self.trust_domain, self.trust_domain_aliases),
         )
 
 
@@ -120,6 +125,11 @@ def _check(config: ControlPlaneConfig, source: str) -> None:
     for name in ("port", "metrics_port"):
         if not 0 <= getattr(config, name) <= 65535:
             raise ConfigError(f"{source}: {name}: must be 0 to 65535")
+    try:
+        for name in config.trust_domain_aliases:
+            check_trust_domain(name)
+    except IdentityError as error:
+        raise ConfigError(f"{source}: trust_domain_aliases: {error}") from None
     try:
         ipaddress.ip_address(config.listen_address)
     except ValueError as error:

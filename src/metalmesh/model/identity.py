@@ -30,6 +30,16 @@ class SpiffeId:
         return f"{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
 
+def check_trust_domain(name: str) -> str:
+    """A trust domain's name, as it is; :class:`IdentityError` when it cannot be in an identity."""
+    if not _SEGMENT.match(name):
+        raise IdentityError(
+            f"trust domain {name!r} must be letters, digits, dots, underscores or dashes, without "
+            "spiffe://"
+        )
+    return name
+
+
 def parse_spiffe_id(uri: str) -> SpiffeId:
     """Parse a SPIFFE URI; raise :class:`IdentityError` for anything but the strict form."""
     parts = uri.removeprefix("spiffe://").split("/")

@@ -17,7 +17,8 @@ from metalmesh.constants import (
     SVID_TTL_SECONDS,
     ZDS_SOCKET,
 )
-from metalmesh.errors import ConfigError
+from metalmesh.errors import ConfigError, IdentityError
+from metalmesh.model.identity import check_trust_domain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +41,8 @@ class ZtunnelConfig:
     cluster_id: str = DEFAULT_CLUSTER_ID
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
     trust_domain: str = DEFAULT_TRUST_DOMAIN
+    #: other names of it that peers' certificates may carry
+    trust_domain_aliases: tuple[str, ...] = ()
     #: name of the network this node is in
     network: str = ""
     root_cert_path: str = ROOT_CERT_PATH
@@ -92,6 +95,10 @@ def parse_config(
 
 def _typed(kind: type, value: Any, where: str) -> Any:
     """Strict types: YAML's ``yes`` is no text and ``"2"`` is no number."""
+    if kind == tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{where}: must be a list of texts, is {value!r}")
+        return tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
@@ -111,6 +118,11 @@ def _check(config: ZtunnelConfig, source: str, environ: Mapping[str, str]) -> No
         host, _, port = address.rpartition(":")
         if address and not (host and port.isdigit() and 0 < int(port) < 65536):
             refuse(key, f"{address!r} is not HOST:PORT, such as cp1.example.org:{PORT_XDS}")
+    for name in config.trust_domain_aliases:
+        try:
+            check_trust_domain(name)
+        except IdentityError as error:
+            refuse("trust_domain_aliases", str(error))
     if not 1 <= config.workers <= MAX_WORKERS:
         refuse("workers", f"must be 1 to {MAX_WORKERS}, is {config.workers}")
     for key in ("stop_deadline_seconds", "drain_deadline_seconds"):

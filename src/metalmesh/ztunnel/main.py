@@ -344,6 +344,7 @@ class Ztunnel:
                 access_log=config.access_log,
                 keylog_path=config.tls_keylog_path,
                 cluster_id=config.cluster_id,
+                trust_domains=self.mesh.trust_domains.names if config.trust_domain_aliases else (),
             )
         )
         for certificate in self.certificates.held():

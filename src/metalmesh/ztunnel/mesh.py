@@ -22,6 +22,7 @@ from metalmesh.constants import (
     WORKLOAD_INFO_TIMEOUT_SECONDS,
 )
 from metalmesh.model.workload import TunnelProtocol
+from metalmesh.policy.trust_domains import TrustDomains
 from metalmesh.routing.route import Route, RouteKind, find_route, narrow, with_addresses
 from metalmesh.routing.state import MeshState
 from metalmesh.service.resolver import resolve_name
@@ -87,6 +88,7 @@ class MeshView:
         self._refresh_planned = False
         self._routes_changed = False
         self._grace_over = False
+        self.trust_domains = TrustDomains(config.trust_domain, config.trust_domain_aliases)
         self.state = MeshState()
         self.locals: dict[str, LocalWorkload] = {}
 
@@ -222,7 +224,7 @@ class MeshView:
             self._lookups.add(task)
             task.add_done_callback(self._lookups.discard)
         else:
-            _reply(item, route, cacheable=source is not None)
+            self._reply(item, route, cacheable=source is not None)
         return True
 
     async def _answer_by_name(self, item: _Waiting, route: Route) -> None:
@@ -231,7 +233,13 @@ class MeshView:
         found = {name: await resolve_name(name, wanted.version) for name in route.hostnames}
         known = {name: address for name, address in found.items() if address is not None}
         if not item.worker.channel.closed:
-            _reply(item, with_addresses(route, known), cacheable=False)
+            self._reply(item, with_addresses(route, known), cacheable=False)
+
+    def _reply(self, item: _Waiting, route: Route, *, cacheable: bool) -> None:
+        mixed = route.kind is RouteKind.MIXED
+        chosen = narrow(route, random.random())  # noqa: S311 - load balancing, no secret
+        message = route_message(chosen, self.trust_domains, cacheable=cacheable and not mixed)
+        item.worker.send(messages.RouteReply(request_id=item.question.request_id, route=message))
 
     async def finish_lookups(self) -> None:
         """Answer what is being looked up: a process after this one knows nothing of it."""
@@ -243,17 +251,6 @@ class MeshView:
         workload = self.state.workload_at(self._config.network, ip_address(question.address))
         labels = labels_of(workload) if workload is not None else None
         worker.send(messages.SourceReply(request_id=question.request_id, labels=labels))
-
-
-def _reply(item: _Waiting, route: Route, *, cacheable: bool) -> None:
-    mixed = route.kind is RouteKind.MIXED
-    chosen = narrow(route, random.random())  # noqa: S311 - load balancing, no secret
-    item.worker.send(
-        messages.RouteReply(
-            request_id=item.question.request_id,
-            route=route_message(chosen, cacheable=cacheable and not mixed),
-        )
-    )
 
 
 def _unknown_local(uid: str, local: LocalWorkload | None) -> str:

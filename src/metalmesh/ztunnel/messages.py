@@ -81,6 +81,8 @@ class Configure:
     keylog_path: str = ""
     #: this mesh's own cluster, the value of ``cluster`` labels of local workloads
     cluster_id: str = ""
+    #: trust domains of peers that are accepted besides that of our own certificate
+    trust_domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from metalmesh.ztunnel import messages
 if TYPE_CHECKING:
     from metalmesh.model.network_policy import CompiledNetworkPolicy, PolicyRule
     from metalmesh.model.workload import Workload
+    from metalmesh.policy.trust_domains import TrustDomains
     from metalmesh.routing.route import Hop, Route
     from metalmesh.routing.state import MeshState
     from metalmesh.zds.messages import AddWorkload
@@ -132,7 +133,7 @@ def _localized(policy: CompiledNetworkPolicy, uid: str, local_uid: str) -> Compi
     )
 
 
-def route_message(route: Route, *, cacheable: bool) -> messages.Route:
+def route_message(route: Route, domains: TrustDomains, *, cacheable: bool) -> messages.Route:
     """A decision in the workers' terms."""
     assert route.kind is not RouteKind.MIXED
     reference = None
@@ -146,16 +147,16 @@ def route_message(route: Route, *, cacheable: bool) -> messages.Route:
         kind=route.kind.value,
         error=route.error,
         service=reference,
-        endpoints=tuple(map(_endpoint, route.hops)),
+        endpoints=tuple(_endpoint(hop, domains) for hop in route.hops),
         cacheable=cacheable,
     )
 
 
-def _endpoint(hop: Hop) -> messages.Endpoint:
+def _endpoint(hop: Hop, domains: TrustDomains) -> messages.Endpoint:
     return messages.Endpoint(
         address=hop.address,
         authority=hop.authority,
-        identities=hop.identities,
+        identities=domains.expand_identities(hop.identities),
         weight=hop.weight,
         workload=labels_of(hop.workload),
     )

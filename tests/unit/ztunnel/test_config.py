@@ -46,6 +46,9 @@ def test_every_value_is_taken() -> None:
         ({"secret_ttl_seconds": 5}, "secret_ttl_seconds: must be at least 60"),
         ({"xds_address": "cp1"}, "xds_address: 'cp1' is not HOST:PORT"),
         ({"ca_address": "cp1:99999"}, "ca_address: 'cp1:99999' is not HOST:PORT"),
+        ({"trust_domain_aliases": "x"}, "trust_domain_aliases: must be a list of texts, is 'x'"),
+        ({"trust_domain_aliases": [1]}, "trust_domain_aliases: must be a list of texts, is [1]"),
+        ({"trust_domain_aliases": ["a/b"]}, "trust_domain_aliases: trust domain 'a/b' must be"),
         ({"tls_keylog_path": "/tmp/keys"}, "tls_keylog_path: writes the secrets"),
     ],
 )

@@ -15,6 +15,7 @@ from metalmesh.model.network_policy import (
 from metalmesh.model.service import Service
 from metalmesh.model.workload import Locality, NetworkAddress, TunnelProtocol, Workload
 from metalmesh.policy.network_policy import network_policy_from_dict
+from metalmesh.policy.trust_domains import TrustDomains
 from metalmesh.routing.route import Hop, Route, RouteKind
 from metalmesh.routing.state import MeshState
 from metalmesh.zds.messages import AddWorkload
@@ -130,7 +131,7 @@ def test_route_carries_service_endpoints_and_labels() -> None:
         identities=("spiffe://cluster.local/ns/shop/sa/web",),
     )
     route = Route(kind=RouteKind.HBONE, service=service, hops=(hop,))
-    assert route_message(route, cacheable=True) == messages.Route(
+    assert route_message(route, TrustDomains(), cacheable=True) == messages.Route(
         kind="hbone",
         service=messages.ServiceRef("web.shop.svc.cluster.local", "web", "shop"),
         endpoints=(
@@ -143,5 +144,6 @@ def test_route_carries_service_endpoints_and_labels() -> None:
             ),
         ),
     )
-    failed = route_message(Route(kind=RouteKind.ERROR, error="no"), cacheable=False)
+    error = Route(kind=RouteKind.ERROR, error="no")
+    failed = route_message(error, TrustDomains(), cacheable=False)
     assert failed == messages.Route(kind="error", error="no", cacheable=False)

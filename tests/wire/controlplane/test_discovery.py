@@ -261,3 +261,20 @@ def test_stream_type_is_reported_for_people(plane: Plane) -> None:
     )
     assert '"client": "ztunnel~1.1.1.1~z.ns~d"' in found
     stream.close()
+
+
+def test_principals_of_policies_are_served_in_every_trust_domain(plane: Plane) -> None:
+    """Istio's trustDomainAliases: who is named in one is meant in all of them."""
+    plane.stop()
+    plane.settings["trust_domain_aliases"] = ["old.example"]
+    plane.start()
+    plane.put("p.yaml", POLICY.replace("namespaces: [%s]", "principals: [old.example/ns/x/sa/y]"))
+    stream = plane.client("node1").stream()
+    stream.ask(TYPE_AUTHORIZATION)
+    served = stream.take()
+    if not served.resources:  # the file was not read yet
+        served = stream.take()
+    message = authorization_pb2.Authorization.FromString(served.resources[0].resource.value)
+    found = [item.exact for item in message.rules[0].clauses[0].matches[0].principals]
+    assert found == ["cluster.local/ns/x/sa/y", "old.example/ns/x/sa/y"]
+    stream.close()

@@ -112,6 +112,7 @@ class Worker:
         self._log.configure(message.log_level, message.log_format)
         self._context.recorder.access_log = message.access_log
         self._keylog_path = message.keylog_path
+        self._context.trust_domains = frozenset(message.trust_domains)
 
     def _set_log_level(self, message: m.SetLogLevel) -> None:
         self._log.set_level(message.level)

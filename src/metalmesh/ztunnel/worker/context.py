@@ -38,6 +38,8 @@ class Context:
         self.loop = loop
         self.log = log
         self.send = send
+        #: trust domains of peers that are ours besides that of the certificate in use
+        self.trust_domains: frozenset[str] = frozenset()
         self.netns = CurrentNetns()
         self.metrics = Metrics()
         self.recorder = Recorder(loop, log, self.metrics)

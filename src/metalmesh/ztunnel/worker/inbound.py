@@ -111,11 +111,15 @@ class InboundConnection(TlsConnection):
             self.lose("http2 handshake failed: timed out")
 
     def on_secured(self) -> None:
-        """The client must have an identity of our own trust domain."""
+        """The client must have an identity of our own trust domain or of an alias of it."""
         assert self._credentials is not None
         ours = self._credentials.identity.trust_domain
+        aliases = self._server.context.trust_domains
         found = peer_identities(self.tls)
-        self.identity = next((item for item in found if item.trust_domain == ours), None)
+        self.identity = next(
+            (item for item in found if item.trust_domain == ours or item.trust_domain in aliases),
+            None,
+        )
         if self.identity is None:
             raise TlsFailedError(
                 "identity verification error: peer did not present the expected trustdomain "
