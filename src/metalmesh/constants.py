@@ -59,6 +59,8 @@ ROOT_NAMESPACE: Final = "istio-system"
 STRICT_POLICY_NAME: Final = "istio_converted_static_strict"
 
 LABEL_DATAPLANE_MODE: Final = "istio.io/dataplane-mode"
+#: ``http``: the workload itself speaks HBONE
+LABEL_TUNNEL: Final = "networking.istio.io/tunnel"
 ANNOTATION_REDIRECTION: Final = "ambient.istio.io/redirection"
 ANNOTATION_DNS_CAPTURE: Final = "ambient.istio.io/dns-capture"
 ANNOTATION_BYPASS_INBOUND: Final = "ambient.istio.io/bypass-inbound-capture"

@@ -26,6 +26,10 @@ DIRECTORY: Final = Path(__file__).parent / "wds"
 OPTIONS: Final = ComputeOptions(
     mesh=MeshOptions(cluster_id="mesh1", trust_domain="mesh.test"),
     service_cidrs=(ipaddress.ip_network("10.96.0.0/16"),),
+    service_entry_cidrs=(
+        ipaddress.ip_network("240.240.0.0/16"),
+        ipaddress.ip_network("2001:2::/48"),
+    ),
 )
 _MESSAGES: Final[dict[str, Any]] = {
     TYPE_ADDRESS: workload_pb2.Address,

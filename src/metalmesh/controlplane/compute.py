@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from metalmesh.constants import (
     TYPE_ADDRESS,
@@ -18,7 +18,9 @@ from metalmesh.constants import (
     TYPE_NETWORK_POLICY,
     TYPE_NODE,
 )
+from metalmesh.controlplane.memory import Memo, Memory
 from metalmesh.controlplane.namespace_view import NamespaceView
+from metalmesh.controlplane.services import ServiceCatalog, ServiceObjects
 from metalmesh.controlplane.snapshot import Condition, ServedResource, Snapshot, served_resource
 from metalmesh.model.node import Node
 from metalmesh.model.resources import (
@@ -27,6 +29,7 @@ from metalmesh.model.resources import (
     NetworkPolicyResource,
     NodeResource,
     PeerAuthentication,
+    ServiceEntry,
     ServiceResource,
     WorkloadEntry,
 )
@@ -45,26 +48,16 @@ from metalmesh.policy.peer_authentication import (
 )
 from metalmesh.policy.translate import Translation, translate_authorization
 from metalmesh.policy.trust_domains import TrustDomains, expand_policy
-from metalmesh.render.vips import allocate
-from metalmesh.render.wds import (
-    MeshOptions,
-    render_service,
-    workload_uid,
-)
+from metalmesh.render.wds import NOWHERE, MeshOptions, workload_uid
 from metalmesh.xds.authorization import encode_authorization
 from metalmesh.xds.node import encode_network_policy, encode_node
-from metalmesh.xds.wds import address_aliases, encode_address
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from metalmesh.controlplane.snapshot import AcceptedObject
     from metalmesh.model.authorization import IPNetwork
     from metalmesh.model.workload import IPAddress
-
-_T = TypeVar("_T")
-
-_NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,17 +67,11 @@ class ComputeOptions:
     mesh: MeshOptions = field(default_factory=MeshOptions)
     #: ranges from which services without a clusterIP get their addresses
     service_cidrs: tuple[IPNetwork, ...] = ()
+    #: ranges from which hosts of ServiceEntries without addresses get theirs
+    service_entry_cidrs: tuple[IPNetwork, ...] = ()
     #: HTTP attributes in a DENY policy deny (see metalmesh.policy.translate)
     http_deny_fail_closed: bool = True
     trust_domains: TrustDomains = field(default_factory=TrustDomains)
-
-
-@dataclass(frozen=True, slots=True)
-class _Memo:
-    """A rendered object with the values it was rendered from."""
-
-    inputs: tuple[object, ...]
-    output: Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,9 +83,9 @@ class Computation:
     conditions: Mapping[str, tuple[Condition, ...]] = field(default_factory=dict)
     #: node name to the (namespace, service account) pairs that live there: what the CA signs for
     identities: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
-    #: allocated addresses of services, by ``namespace/name``
+    #: allocated addresses of services, by ``namespace/name`` (of ServiceEntries with kind and host)
     vips: Mapping[str, tuple[IPAddress, ...]] = field(default_factory=dict)
-    memo: Mapping[tuple[str, str], _Memo] = field(default_factory=dict)
+    memo: Mapping[tuple[str, str], Memo] = field(default_factory=dict)
 
 
 def compute(
@@ -123,7 +110,9 @@ class _Run:
         self._mesh = options.mesh
         self._root = options.mesh.root_namespace
         self._previous = previous
-        self._memo: dict[tuple[str, str], _Memo] = {}
+        self._memory = Memory(previous.memo)
+        self._remember = self._memory.remember
+        self._shared = self._memory.shared
         by_kind: dict[type, list[Any]] = defaultdict(list)
         for item in sorted(objects.values(), key=lambda item: item.age):
             by_kind[type(item.resource)].append(item.resource)
@@ -131,8 +120,19 @@ class _Run:
             item.meta.name: item for item in by_kind[Namespace]
         }
         self._nodes: list[NodeResource] = by_kind[NodeResource]
-        self._services: list[ServiceResource] = by_kind[ServiceResource]
         self._entries: list[WorkloadEntry] = by_kind[WorkloadEntry]
+        self._places = {node.meta.name: node.locality for node in self._nodes}
+        self._catalog = ServiceCatalog(
+            ServiceObjects(
+                services=by_kind[ServiceResource],
+                entries=by_kind[ServiceEntry],
+                workloads=self._entries,
+                namespaces=self._namespaces,
+                places=self._places,
+            ),
+            options.mesh,
+            self._memory,
+        )
         self._peers: list[PeerAuthentication] = by_kind[PeerAuthentication]
         self._policies: list[AuthorizationPolicy] = by_kind[AuthorizationPolicy]
         self._network_policies: list[NetworkPolicyResource] = by_kind[NetworkPolicyResource]
@@ -147,7 +147,9 @@ class _Run:
             )
             for policy in self._policies
         }
-        vips = self._allocate()
+        vips = self._catalog.allocate(
+            self._options.service_cidrs, self._options.service_entry_cidrs, self._previous.vips
+        )
         types = {
             TYPE_AUTHORIZATION: self._authorizations(translations),
             TYPE_NODE: self._serve_nodes(),
@@ -159,35 +161,17 @@ class _Run:
             conditions={
                 f"AuthorizationPolicy {key}": (_condition(item),)
                 for key, item in translations.items()
-            },
+            }
+            | dict(self._catalog.conditions()),
             identities=self._identities(),
             vips=vips,
-            memo=self._memo,
+            memo=self._memory.memo,
         )
 
     def _translate(self, policy: AuthorizationPolicy) -> Translation:
         closed = self._options.http_deny_fail_closed
         expanded = expand_policy(policy, self._options.trust_domains)
         return translate_authorization(expanded, self._root, fail_closed=closed)
-
-    # --- memory ------------------------------------------------------------------------------
-
-    def _remember(self, kind: str, key: str, inputs: tuple[object, ...], make: Any) -> Any:
-        """``make()``, or its last result when every input is the very same value."""
-        last = self._previous.memo.get((kind, key))
-        if last is None or not _same(last.inputs, inputs):
-            last = _Memo(inputs, make())
-        self._memo[kind, key] = last
-        return last.output
-
-    def _shared(self, kind: str, key: str, items: Sequence[_T]) -> tuple[_T, ...]:
-        """The sequence as a tuple that is the last run's own when its items are the same."""
-        last = self._previous.memo.get((kind, key))
-        found = tuple(items)
-        if last is not None and _same(last.inputs, found):
-            found = last.output
-        self._memo[kind, key] = _Memo(found, found)
-        return found
 
     # --- policies ----------------------------------------------------------------------------
 
@@ -256,55 +240,26 @@ class _Run:
 
     # --- workloads and services --------------------------------------------------------------
 
-    def _allocate(self) -> dict[str, tuple[IPAddress, ...]]:
-        needing = [
-            item.meta.key for item in self._services if not item.headless and not item.cluster_ips
-        ]
-        taken = {address for item in self._services for address in item.cluster_ips}
-        taken.update(address for entry in self._entries for address in entry.addresses)
-        return allocate(needing, self._options.service_cidrs, taken, self._previous.vips)
-
     def _addresses(
         self,
         translations: Mapping[str, Translation],
         vips: Mapping[str, tuple[IPAddress, ...]],
     ) -> dict[str, ServedResource]:
-        served = {}
-        for service in self._services:
-            resource = self._serve_service(service, vips.get(service.meta.key, ()))
-            served[resource.name] = resource
+        served = {resource.name: resource for resource in self._catalog.serve(vips)}
         by_namespace: dict[str, list[WorkloadEntry]] = defaultdict(list)
         for entry in self._entries:
             by_namespace[entry.meta.namespace].append(entry)
         for namespace, entries in by_namespace.items():
             view = self._view(namespace, translations)
             for entry in entries:
+                place = self._places.get(entry.node, NOWHERE)
                 resource = self._remember(
                     "WorkloadEntry",
                     entry.meta.key,
-                    (entry, view, self._mesh),
-                    lambda entry=entry, view=view: view.serve(entry),
+                    (entry, view, self._mesh, place),
+                    lambda entry=entry, view=view, place=place: view.serve(entry, place),
                 )
                 served[resource.name] = resource
-        return served
-
-    def _serve_service(
-        self, service: ServiceResource, allocated: tuple[IPAddress, ...]
-    ) -> ServedResource:
-        namespace = self._namespaces.get(service.meta.namespace)
-        # allocations are compared by value: they are tuples made anew by every run
-        last = self._previous.vips.get(service.meta.key, ())
-        allocated = last if last == allocated else allocated
-
-        def make() -> ServedResource:
-            annotations = namespace.meta.annotations if namespace else _NO_LABELS
-            rendered = render_service(service, allocated, annotations, self._mesh)
-            return served_resource(
-                rendered.key, encode_address(rendered), address_aliases(rendered)
-            )
-
-        inputs = (service, namespace, self._mesh, *allocated)
-        served: ServedResource = self._remember("Service", service.meta.key, inputs, make)
         return served
 
     def _view(self, namespace: str, translations: Mapping[str, Translation]) -> NamespaceView:
@@ -313,10 +268,7 @@ class _Run:
         inputs = (
             self._namespaces.get(namespace),
             self._mesh,
-            self._shared(
-                "services of", namespace,
-                [item for item in self._services if item.meta.namespace == namespace],
-            ),
+            self._shared("backends of", namespace, self._catalog.backends(namespace)),
             self._shared(
                 "policies of", namespace,
                 [item for item in self._policies if item.meta.namespace in local],
@@ -347,11 +299,6 @@ class _Run:
             if entry.node:
                 found[entry.node].add((entry.meta.namespace, entry.service_account))
         return {node: frozenset(pairs) for node, pairs in found.items()}
-
-
-def _same(one: Sequence[object], other: Sequence[object]) -> bool:
-    """Whether both hold the very same values: identity, which is cheap and never wrong."""
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _condition(translation: Translation) -> Condition:

@@ -24,6 +24,7 @@ from metalmesh.constants import (
 from metalmesh.controlplane.compute import ComputeOptions
 from metalmesh.errors import ConfigError, IdentityError
 from metalmesh.model.identity import check_trust_domain
+from metalmesh.model.resources.service import DISTRIBUTIONS
 from metalmesh.policy.trust_domains import TrustDomains
 from metalmesh.render.wds import MeshOptions
 
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 COMPONENT: Final = "controlplane"
 _YEAR_SECONDS: Final = 365 * 24 * 3600
 _SERVICE_CIDRS: Final = (ipaddress.ip_network("10.96.0.0/16"),)
+#: Istio's: reserved or for benchmarks, so nobody's own
+_SERVICE_ENTRY_CIDRS: Final = (
+    ipaddress.ip_network("240.240.0.0/16"),
+    ipaddress.ip_network("2001:2::/48"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +67,10 @@ class ControlPlaneConfig:
     root_namespace: str = ROOT_NAMESPACE
     #: ranges for services that do not name a clusterIP; one per family at most
     service_cidrs: tuple[IPNetwork, ...] = _SERVICE_CIDRS
+    #: ranges for hosts of ServiceEntries that name no address; one per family at most
+    service_entry_cidrs: tuple[IPNetwork, ...] = _SERVICE_ENTRY_CIDRS
+    #: trafficDistribution of services that choose none; "" is every endpoint alike
+    traffic_distribution: str = ""
     #: false: as in Istio, HTTP attributes can turn a DENY rule into one that does nothing
     http_deny_fail_closed: bool = True
     svid_ttl_seconds: int = SVID_TTL_SECONDS
@@ -78,8 +88,10 @@ class ControlPlaneConfig:
                 cluster_domain=self.cluster_domain,
                 trust_domain=self.trust_domain,
                 root_namespace=self.root_namespace,
+                traffic_distribution=self.traffic_distribution,
             ),
             service_cidrs=self.service_cidrs,
+            service_entry_cidrs=self.service_entry_cidrs,
             http_deny_fail_closed=self.http_deny_fail_closed,
             trust_domains=TrustDomains(self.trust_domain, self.trust_domain_aliases),
         )
@@ -122,6 +134,13 @@ def _check(config: ControlPlaneConfig, source: str) -> None:
             raise ConfigError(f"{source}: {name}: must be 60 to {_YEAR_SECONDS} seconds")
     if config.svid_ttl_seconds > config.svid_max_ttl_seconds:
         raise ConfigError(f"{source}: svid_ttl_seconds: must not exceed svid_max_ttl_seconds")
+    if config.traffic_distribution not in ("", "Any", *DISTRIBUTIONS):
+        known = ", ".join(("Any", *DISTRIBUTIONS))
+        raise ConfigError(f"{source}: traffic_distribution: must be empty or one of {known}")
+    for name in ("service_cidrs", "service_entry_cidrs"):
+        families = [network.version for network in getattr(config, name)]
+        if len(families) > len(set(families)):
+            raise ConfigError(f"{source}: {name}: one network per family at most")
     for name in ("port", "metrics_port"):
         if not 0 <= getattr(config, name) <= 65535:
             raise ConfigError(f"{source}: {name}: must be 0 to 65535")

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from metalmesh.model.resources import (
         AuthorizationPolicy,
         PeerAuthentication,
-        ServiceResource,
         WorkloadEntry,
     )
+    from metalmesh.model.workload import Locality
     from metalmesh.policy.translate import Translation
-    from metalmesh.render.wds import MeshOptions
+    from metalmesh.render.wds import Backend, MeshOptions
 
 
 class NamespaceView:
@@ -31,7 +31,7 @@ class NamespaceView:
         namespace: str,
         labels: Mapping[str, str],
         mesh: MeshOptions,
-        services: Iterable[ServiceResource],
+        backends: Iterable[Backend],
         policies: Iterable[AuthorizationPolicy],
         peers: Sequence[PeerAuthentication],
         translations: Mapping[str, Translation],
@@ -39,8 +39,8 @@ class NamespaceView:
         self._namespace = namespace
         self._labels = labels
         self._mesh = mesh
-        # a service without a selector has no workloads of ours
-        self._services = SelectorIndex((item.selector, item) for item in services if item.selector)
+        # without a selector it has no workloads of ours
+        self._backends = SelectorIndex((item.selector, item) for item in backends if item.selector)
         self._policies = SelectorIndex(
             (item.selector.match_labels, item.meta.key)
             for item in policies
@@ -50,14 +50,14 @@ class NamespaceView:
         )
         self._peers = peers
 
-    def serve(self, entry: WorkloadEntry) -> ServedResource:
-        """Render one workload."""
+    def serve(self, entry: WorkloadEntry, node_locality: Locality) -> ServedResource:
+        """Render one workload; it is where its node is, unless it says otherwise."""
         keys = sorted(self._policies.select(entry.labels))
         keys += peer_authentication_keys(
             self._peers, self._mesh.root_namespace, self._namespace, entry.labels
         )
-        services = self._services.select(entry.labels)
-        workload = render_workload(entry, self._labels, services, keys, self._mesh)
+        backends = self._backends.select(entry.labels)
+        workload = render_workload(entry, self._labels, backends, keys, self._mesh, node_locality)
         return served_resource(
             workload.uid,
             encode_address(workload),

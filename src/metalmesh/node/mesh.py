@@ -97,6 +97,8 @@ class NodeMesh:
         taken: set[tuple[IPAddress, int]] = set()
         for key in sorted(self.state.services):
             service = self.state.services[key]
+            if not _is_kubernetes_service(service):
+                continue
             for vip in service.vips:
                 for port in sorted(service.ports):
                     if (vip.address, port) not in taken:
@@ -120,3 +122,8 @@ class NodeMesh:
         """Namespace of the workload with this address; "" when it is none of the mesh."""
         workload = self.state.workload_at("", address)
         return workload.namespace if workload is not None else ""
+
+
+def _is_kubernetes_service(service: Service) -> bool:
+    """Not a ServiceEntry's: those may claim addresses of the outside, which stay reachable."""
+    return service.hostname.startswith(f"{service.name}.{service.namespace}.svc.")

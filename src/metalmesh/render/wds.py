@@ -11,19 +11,22 @@ from metalmesh.constants import (
     DEFAULT_CLUSTER_ID,
     DEFAULT_TRUST_DOMAIN,
     LABEL_DATAPLANE_MODE,
+    LABEL_TUNNEL,
     ROOT_NAMESPACE,
 )
 from metalmesh.model.service import LoadBalancing, LoadBalancingMode, Scope, Service
-from metalmesh.model.workload import NetworkAddress, TunnelProtocol, Workload
+from metalmesh.model.workload import Locality, NetworkAddress, TunnelProtocol, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from metalmesh.model.resources.meta import Metadata
     from metalmesh.model.resources.service import ServicePort, ServiceResource
     from metalmesh.model.resources.workload_entry import WorkloadEntry
     from metalmesh.model.workload import IPAddress
 
 ANNOTATION_TRAFFIC_DISTRIBUTION: Final = "networking.istio.io/traffic-distribution"
+ANNOTATION_EXPORT_TO: Final = "networking.istio.io/exportTo"
 _MODE_AMBIENT: Final = "ambient"
 _MODE_NONE: Final = "none"
 #: Istio's order; the first label present names the workload in telemetry
@@ -31,12 +34,14 @@ _NAME_LABELS: Final = ("service.istio.io/canonical-name", "app.kubernetes.io/nam
 _REVISION_LABELS: Final = (
     "service.istio.io/canonical-revision", "app.kubernetes.io/version", "version",
 )  # fmt: skip
-_NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
+#: what no ztunnel carries; a port of the same number must not shadow TCP's
+_NOT_TCP: Final = ("UDP", "SCTP")
 
 _LOCAL_NODE: Final = LoadBalancing(LoadBalancingMode.STRICT, (Scope.NODE,))
 _SAME_ZONE: Final = (Scope.NETWORK, Scope.REGION, Scope.ZONE)
 _SAME_NODE: Final = (*_SAME_ZONE, Scope.SUBZONE, Scope.NODE)
 _DISTRIBUTIONS: Final = {
+    "Any": LoadBalancing(),
     "PreferClose": LoadBalancing(LoadBalancingMode.FAILOVER, _SAME_ZONE),
     "PreferSameZone": LoadBalancing(LoadBalancingMode.FAILOVER, _SAME_ZONE),
     "PreferSameNode": LoadBalancing(LoadBalancingMode.FAILOVER, _SAME_NODE),
@@ -51,6 +56,22 @@ class MeshOptions:
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     root_namespace: str = ROOT_NAMESPACE
+    #: of services that choose none, nor does their namespace; "" and ``Any``: every endpoint alike
+    traffic_distribution: str = ""
+
+
+NOWHERE: Final = Locality()
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One hostname as the workloads see that it selects: what they become endpoints of."""
+
+    #: labels that a workload must have
+    selector: tuple[tuple[str, str], ...]
+    #: ``namespace/hostname``
+    key: str
+    ports: tuple[ServicePort, ...]
 
 
 # --- services --------------------------------------------------------------------------------
@@ -68,27 +89,48 @@ def render_service(
     options: MeshOptions,
 ) -> Service:
     """A Service with its addresses; ``allocated`` are those it did not ask for itself."""
-    addresses = service.cluster_ips or tuple(allocated)
+    addresses = service.cluster_ips or tuple(
+        address
+        for address in allocated
+        if not service.ip_families or f"IPv{address.version}" in service.ip_families
+    )
     return Service(
         name=service.meta.name,
         namespace=service.meta.namespace,
         hostname=service_hostname(service, options),
         vips=() if service.headless else tuple(NetworkAddress("", item) for item in addresses),
-        ports=MappingProxyType(
-            {
-                port.port: port.target if isinstance(port.target, int) else 0
-                for port in _tcp_ports(service)
-            }
-        ),
-        load_balancing=_load_balancing(service, namespace_annotations),
+        ports=service_ports(service.ports),
+        load_balancing=_load_balancing(service, namespace_annotations, options),
         ip_families=_families(service, addresses),
         canonical=True,
+        private=_private(service.meta),
     )
 
 
-def _tcp_ports(service: ServiceResource) -> list[ServicePort]:
-    """A ztunnel carries TCP only; a UDP port of the same number must not shadow it."""
-    return [port for port in service.ports if port.protocol == "TCP"]
+def service_backend(service: ServiceResource, options: MeshOptions) -> Backend:
+    """What a Service makes of the workloads it selects."""
+    key = f"{service.meta.namespace}/{service_hostname(service, options)}"
+    return Backend(service.selector, key, service.ports)
+
+
+def service_ports(ports: Iterable[ServicePort]) -> Mapping[int, int]:
+    """Service port to target port; 0 for a named one."""
+    return MappingProxyType(
+        {
+            port.port: port.target if isinstance(port.target, int) else 0
+            for port in _tcp_ports(ports)
+        }
+    )
+
+
+def _tcp_ports(ports: Iterable[ServicePort]) -> list[ServicePort]:
+    return [port for port in ports if port.protocol not in _NOT_TCP]
+
+
+def _private(meta: Metadata) -> bool:
+    """Whether ``exportTo`` names nobody but the own namespace."""
+    names = {name.strip() for name in meta.annotations.get(ANNOTATION_EXPORT_TO, "").split(",")}
+    return names <= {".", meta.namespace} and names != {""}
 
 
 def _families(service: ServiceResource, addresses: Sequence[IPAddress]) -> str:
@@ -99,19 +141,23 @@ def _families(service: ServiceResource, addresses: Sequence[IPAddress]) -> str:
 
 
 def _load_balancing(
-    service: ServiceResource, namespace_annotations: Mapping[str, str]
+    service: ServiceResource, namespace_annotations: Mapping[str, str], options: MeshOptions
 ) -> LoadBalancing:
-    """Local traffic only, else the distribution of the object or of its namespace."""
+    """Local traffic only, else the distribution of the object, its namespace or the mesh."""
     if service.internal_traffic_policy == "Local":
         chosen = _LOCAL_NODE
     else:
-        name = (
-            service.traffic_distribution
-            or service.meta.annotations.get(ANNOTATION_TRAFFIC_DISTRIBUTION)
-            or namespace_annotations.get(ANNOTATION_TRAFFIC_DISTRIBUTION, "")
+        chosen = distribution(
+            options, service.traffic_distribution, service.meta.annotations, namespace_annotations
         )
-        chosen = _DISTRIBUTIONS.get(name, LoadBalancing())
     return LoadBalancing(chosen.mode, chosen.preferences, allow_unhealthy=service.publish_not_ready)
+
+
+def distribution(options: MeshOptions, own: str, *annotations: Mapping[str, str]) -> LoadBalancing:
+    """The traffic distribution: ``own``, else the first annotation, else the mesh's."""
+    names = (own, *(found.get(ANNOTATION_TRAFFIC_DISTRIBUTION, "") for found in annotations))
+    name = next((name for name in names if name in _DISTRIBUTIONS), options.traffic_distribution)
+    return _DISTRIBUTIONS.get(name, LoadBalancing())
 
 
 # --- workloads -------------------------------------------------------------------------------
@@ -131,17 +177,24 @@ def in_mesh(entry: WorkloadEntry, namespace_labels: Mapping[str, str]) -> bool:
     return namespace_labels.get(LABEL_DATAPLANE_MODE) == _MODE_AMBIENT and mode != _MODE_NONE
 
 
+def speaks_hbone(labels: Mapping[str, str]) -> bool:
+    """Whether the workload does so by itself, without a ztunnel of ours."""
+    return "http" in labels.get(LABEL_TUNNEL, "")
+
+
 def render_workload(
     entry: WorkloadEntry,
     namespace_labels: Mapping[str, str],
-    services: Iterable[ServiceResource],
+    backends: Iterable[Backend],
     policies: Sequence[str],
     options: MeshOptions,
+    node_locality: Locality = NOWHERE,
 ) -> Workload:
-    """A WorkloadEntry; ``services`` select it, ``policies`` are the keys it lists, in order."""
+    """A WorkloadEntry; ``backends`` select it, ``policies`` are the keys it lists, in order."""
     meta = entry.meta
-    app = entry.labels.get("app") or meta.name
-    enrolled = in_mesh(entry, namespace_labels)
+    native = speaks_hbone(entry.labels)
+    canonical_name, canonical_revision = canonical_names(entry.labels, meta.name)
+    meshed = native or in_mesh(entry, namespace_labels)
     return Workload(
         uid=workload_uid(entry, options),
         name=meta.name,
@@ -149,40 +202,44 @@ def render_workload(
         addresses=entry.addresses,
         hostname=entry.hostname,
         network=entry.network,
-        protocol=TunnelProtocol.HBONE if enrolled else TunnelProtocol.NONE,
+        protocol=TunnelProtocol.HBONE if meshed else TunnelProtocol.NONE,
         trust_domain=options.trust_domain,
         service_account=entry.service_account,
         node=entry.node,
-        workload_name=app,
-        canonical_name=_first_label(entry.labels, _NAME_LABELS) or meta.name,
-        canonical_revision=_first_label(entry.labels, _REVISION_LABELS) or "latest",
+        native_tunnel=native,
+        workload_name=entry.labels.get("app") or meta.name,
+        canonical_name=canonical_name,
+        canonical_revision=canonical_revision,
         cluster_id=options.cluster_id,
-        locality=entry.locality,
+        locality=node_locality if entry.locality == NOWHERE else entry.locality,
         capacity=entry.weight,
         services=MappingProxyType(
-            {
-                f"{service.meta.namespace}/{service_hostname(service, options)}": endpoint_ports(
-                    service, entry
-                )
-                for service in services
-            }
+            {backend.key: endpoint_ports(backend.ports, entry.ports) for backend in backends}
         ),
         authorization_policies=tuple(policies),
     )
 
 
-def endpoint_ports(service: ServiceResource, entry: WorkloadEntry) -> Mapping[int, int]:
-    """Service port to the workload's port.
+def canonical_names(labels: Mapping[str, str], name: str) -> tuple[str, str]:
+    """Canonical name and revision, for logs and metrics."""
+    return (
+        _first_label(labels, _NAME_LABELS) or name,
+        _first_label(labels, _REVISION_LABELS) or "latest",
+    )
+
+
+def endpoint_ports(ports: Iterable[ServicePort], own: Mapping[str, int]) -> Mapping[int, int]:
+    """Service port to the workload's port; ``own`` are the workload's ports by name.
 
     A named target is looked up among the workload's ports; without it the port is left out. Else
     the workload's port of the service port's name wins (Istio, WorkloadEntry ``ports``).
     """
     found = {}
-    for port in _tcp_ports(service):
+    for port in _tcp_ports(ports):
         if isinstance(port.target, str):
-            target = entry.ports.get(port.target, 0)
+            target = own.get(port.target, 0)
         else:
-            target = entry.ports.get(port.name, port.target)
+            target = own.get(port.name, port.target)
         if target:
             found[port.port] = target
     return MappingProxyType(found)

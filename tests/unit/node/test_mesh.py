@@ -86,8 +86,14 @@ def test_unhealthy_endpoints_stay_when_the_service_says_so():
 
 
 def test_of_services_with_one_address_and_port_the_first_by_name_serves():
-    rival = replace(ECHO, namespace="aaa", hostname="rival")
-    assert {port.service for port in mesh(ECHO, rival).virtual_ports()} == {"aaa/rival"}
+    rival = replace(ECHO, namespace="aaa", hostname="echo.aaa.svc.cluster.local")
+    assert {port.service for port in mesh(ECHO, rival).virtual_ports()} == {rival.key}
+
+
+def test_addresses_of_service_entries_stay_reachable_around_the_mesh():
+    """They may be of the outside: whoever is not captured goes there as ever."""
+    entry = replace(ECHO, hostname="echo.example.com")
+    assert list(mesh(entry, replace(A, services={entry.key: {80: 80}})).virtual_ports()) == []
 
 
 def test_routes_use_the_gateway_of_their_family_and_close_our_own_range():

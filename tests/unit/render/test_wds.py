@@ -70,7 +70,7 @@ PORTS = [
 @pytest.mark.parametrize(("ports", "expected"), PORTS)
 def test_ports_of_an_endpoint(ports: str, expected: dict[int, int]) -> None:
     """Kubernetes' named ports; Istio's ``WorkloadEntry.ports`` by the service port's name."""
-    assert endpoint_ports(_read(SERVICE % ports), _read(ENTRY % "{}")) == expected
+    assert endpoint_ports(_read(SERVICE % ports).ports, _read(ENTRY % "{}").ports) == expected
 
 
 NAMES = [

@@ -14,6 +14,7 @@ from metalmesh.model.resources.parse import (
 )
 from metalmesh.model.resources.policies import AuthorizationPolicy, PeerAuthentication
 from metalmesh.model.resources.service import ServiceResource
+from metalmesh.model.resources.service_entry import ServiceEntry
 from metalmesh.model.resources.workload_entry import WorkloadEntry
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PeerAuthentication",
     "Resource",
     "ServiceAccount",
+    "ServiceEntry",
     "ServiceResource",
     "WorkloadEntry",
     "object_id",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 from metalmesh.model.resources.meta import NAME_LABEL
 from metalmesh.model.resources.reader import read_address, read_network
+from metalmesh.model.workload import Locality
+
+#: where a machine is, as Kubernetes labels its nodes (Istio adds the subzone)
+TOPOLOGY_LABELS: Final = (
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+    "topology.istio.io/subzone",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,8 @@ class NodeResource:
     meta: Metadata
     pod_cidrs: tuple[IPNetwork, ...] = ()
     internal_addresses: tuple[IPAddress, ...] = ()
+    #: of its workloads, too, unless they say otherwise
+    locality: Locality = field(default_factory=Locality)
 
 
 def parse_namespace(reader: Reader, meta: Metadata) -> Namespace:
@@ -74,4 +84,5 @@ def parse_node(reader: Reader, meta: Metadata) -> NodeResource:
         meta,
         tuple(cidr for cidr in cidrs if cidr is not None),
         tuple(address for address in addresses if address is not None),
+        Locality(*(meta.labels.get(name, "") for name in TOPOLOGY_LABELS)),
     )

@@ -31,6 +31,7 @@ from metalmesh.model.resources.policies import (
 )
 from metalmesh.model.resources.reader import Faults, Reader, shown
 from metalmesh.model.resources.service import ServiceResource, parse_service
+from metalmesh.model.resources.service_entry import ServiceEntry, parse_service_entry
 from metalmesh.model.resources.workload_entry import WorkloadEntry, parse_workload_entry
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ Resource = (
     | NodeResource
     | ServiceAccount
     | ServiceResource
+    | ServiceEntry
     | WorkloadEntry
     | PeerAuthentication
     | AuthorizationPolicy
@@ -80,6 +82,7 @@ KINDS: Final[dict[str, Kind]] = {
     "WorkloadEntry": Kind(
         "networking.istio.io", ("v1", "v1beta1", "v1alpha3"), parse_workload_entry
     ),
+    "ServiceEntry": Kind("networking.istio.io", ("v1", "v1beta1", "v1alpha3"), parse_service_entry),
     "PeerAuthentication": Kind("security.istio.io", ("v1", "v1beta1"), parse_peer_authentication),
     "AuthorizationPolicy": Kind("security.istio.io", ("v1", "v1beta1"), parse_authorization_policy),
     "NetworkPolicy": Kind("networking.k8s.io", ("v1",), parse_network_policy),

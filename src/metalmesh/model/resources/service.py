@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _HEADLESS: Final = "None"
 _TYPES: Final = ("ClusterIP", "NodePort", "LoadBalancer")
 _PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
-_DISTRIBUTIONS: Final = ("PreferClose", "PreferSameZone", "PreferSameNode")
+DISTRIBUTIONS: Final = ("PreferClose", "PreferSameZone", "PreferSameNode")
 #: meaningful to kube-proxy or a cloud only
 _IGNORED: Final = (
     "allocateLoadBalancerNodePorts", "externalIPs", "externalTrafficPolicy",
@@ -72,7 +72,7 @@ def parse_service(reader: Reader, meta: Metadata) -> ServiceResource:
             internal_traffic_policy=spec.choice(
                 "internalTrafficPolicy", ("Cluster", "Local"), "Cluster"
             ),
-            traffic_distribution=spec.choice("trafficDistribution", _DISTRIBUTIONS),
+            traffic_distribution=spec.choice("trafficDistribution", DISTRIBUTIONS),
             publish_not_ready=spec.value("publishNotReadyAddresses", bool) or False,
         )
 

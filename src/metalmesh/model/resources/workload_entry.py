@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: further addresses besides ``spec.address``, comma-separated (the second family)
 ANNOTATION_ADDRESSES: Final = "ambient.metalmesh.io/addresses"
 WEIGHT_MAX: Final = 2**32 - 1
-_HOSTNAME: Final = re.compile(
+HOSTNAME: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?(\.[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?)*\.?\Z"
 )
 _NODE: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")
@@ -65,9 +65,7 @@ def parse_workload_entry(reader: Reader, meta: Metadata) -> WorkloadEntry:
     with reader.child("spec") as spec:
         addresses, hostname = _addresses(spec, meta)
         _check_node(spec, meta)
-        account = spec.string("serviceAccount") or "default"
-        if not _ACCOUNT.match(account):
-            spec.fail("serviceAccount", f"{shown(account)} must be lower-case as in DNS")
+        account = read_account(spec)
         labels = parse_labels(spec, "labels")
         return WorkloadEntry(
             meta=meta,
@@ -75,11 +73,24 @@ def parse_workload_entry(reader: Reader, meta: Metadata) -> WorkloadEntry:
             hostname=hostname,
             labels=MappingProxyType({**meta.labels, **labels}),
             service_account=account,
-            ports=_ports(spec),
+            ports=read_ports(spec),
             network=spec.string("network"),
-            locality=_locality(spec),
+            locality=read_locality(spec),
             weight=spec.integer("weight", 0, WEIGHT_MAX) or 1,
         )
+
+
+def is_hostname(text: str) -> bool:
+    """Whether ``text`` is a DNS name and cannot be meant as an address."""
+    return HOSTNAME.match(text) is not None and re.fullmatch(r"[\d.]+", text) is None
+
+
+def read_account(spec: Reader) -> str:
+    """``serviceAccount``, by default ``default``."""
+    account = spec.string("serviceAccount") or "default"
+    if not _ACCOUNT.match(account):
+        spec.fail("serviceAccount", f"{shown(account)} must be lower-case as in DNS")
+    return account
 
 
 def _check_node(spec: Reader, meta: Metadata) -> None:
@@ -100,7 +111,7 @@ def _addresses(spec: Reader, meta: Metadata) -> tuple[tuple[IPAddress, ...], str
     try:
         addresses = [ipaddress.ip_address(text)]
     except ValueError:
-        if text and (not _HOSTNAME.match(text) or re.fullmatch(r"[\d.]+", text)):
+        if text and (not is_hostname(text)):
             spec.fail("address", f"{shown(text)} is neither an IP address nor a host name")
         if ANNOTATION_ADDRESSES in meta.annotations:
             spec.fail("address", f"must be an IP address beside {ANNOTATION_ADDRESSES}")
@@ -117,12 +128,18 @@ def _addresses(spec: Reader, meta: Metadata) -> tuple[tuple[IPAddress, ...], str
         if address not in addresses:
             addresses.append(address)
     for address in addresses:
-        if address.is_unspecified or address.is_multicast or address.is_loopback:
-            spec.fail("address", f"{address} cannot be the address of a workload")
+        check_usable(spec, address)
     return tuple(addresses), ""
 
 
-def _ports(spec: Reader) -> Mapping[str, int]:
+def check_usable(spec: Reader, address: IPAddress) -> None:
+    """Refuse addresses that no workload can have."""
+    if address.is_unspecified or address.is_multicast or address.is_loopback:
+        spec.fail("address", f"{address} cannot be the address of a workload")
+
+
+def read_ports(spec: Reader) -> Mapping[str, int]:
+    """``ports``: name to number."""
     ports = {}
     with spec.child("ports") as reader:
         for name in reader.names():
@@ -130,7 +147,8 @@ def _ports(spec: Reader) -> Mapping[str, int]:
     return MappingProxyType(ports)
 
 
-def _locality(spec: Reader) -> Locality:
+def read_locality(spec: Reader) -> Locality:
+    """``locality``: region/zone/subzone."""
     text = spec.string("locality")
     parts = text.split("/") if text else []
     if len(parts) > 3:
