@@ -15,7 +15,14 @@ from types import TracebackType
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import DataReceived, RequestReceived, ResponseReceived, StreamEnded, StreamReset
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    RequestReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+)
 
 from tests.support.waits import WAITS
 
@@ -126,6 +133,14 @@ class HboneClient:
                     answers[event.stream_id] = "reset"
             self._flush()
         return [answers.get(stream, "closed") for stream in opened]
+
+    def wait_goaway(self) -> int:
+        """The error code of the server's GOAWAY; -1 if it closed without one."""
+        while data := self.socket.recv(65536):
+            for event in self._connection.receive_data(data):
+                if isinstance(event, ConnectionTerminated):
+                    return int(event.error_code or 0)
+        return -1
 
     def exchange(self, stream: int, data: bytes) -> bytes:
         """Send data, end the stream, return everything that comes back until its end."""

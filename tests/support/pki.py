@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from metalmesh.pki.der import revocation_key
+
 HOUR = datetime.timedelta(hours=1)
 USAGES = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)
 
@@ -25,6 +27,18 @@ class Credentials:
     chain: bytes
     key: bytes
     roots: bytes
+
+    def revocation_keys(self) -> tuple[str, ...]:
+        """What main tells workers of a list with each certificate of the chain, leaf first."""
+        certificates = x509.load_pem_x509_certificates(self.chain)
+        return tuple(
+            revocation_key(cert.issuer.public_bytes(), cert.serial_number) for cert in certificates
+        )
+
+    @property
+    def serial(self) -> int:
+        """Serial number of the leaf."""
+        return x509.load_pem_x509_certificate(self.chain).serial_number
 
     def context(
         self,
@@ -74,6 +88,21 @@ class CertificateAuthority:
         assert isinstance(loaded, ec.EllipticCurvePrivateKey)
         found._key, found.root_pem, found._intermediates = loaded, root, chain
         found._name = x509.load_pem_x509_certificates(chain)[0].subject
+        return found
+
+    def intermediate(self) -> CertificateAuthority:
+        """An authority below this one, whose leaves carry its certificate in their chain."""
+        found = CertificateAuthority.__new__(CertificateAuthority)
+        found._key = ec.generate_private_key(ec.SECP256R1())
+        found._name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "intermediate")])
+        now = datetime.datetime.now(datetime.UTC)
+        certificate = (
+            self._builder(found._name, found._key, now - HOUR, now + HOUR)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        found.root_pem = self.root_pem
+        found._intermediates = certificate.public_bytes(serialization.Encoding.PEM)
         return found
 
     def self_signed(self, uri: str) -> Credentials:

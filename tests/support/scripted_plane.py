@@ -26,6 +26,7 @@ from metalmesh.model.authorization import Authorization
 from metalmesh.model.network_policy import CompiledNetworkPolicy
 from metalmesh.model.service import Service
 from metalmesh.model.workload import Workload
+from metalmesh.pki import crl
 from metalmesh.proto import ca_pb2, discovery_pb2
 from metalmesh.xds.authorization import encode_authorization
 from metalmesh.xds.node import encode_network_policy
@@ -211,6 +212,11 @@ class ScriptedPlane:
         leaf = self._certificate(key, x509.Name([]), uri=uri)
         pem = serialization.Encoding.PEM
         return Credentials(leaf.public_bytes(pem), _key_pem(key), self._root.public_bytes(pem))
+
+    def crl(self, *serials: int) -> bytes:
+        """A revocation list of the root, PEM."""
+        now = datetime.datetime.now(datetime.UTC)
+        return crl.crls_to_pem(crl.revoke([], self._root, self._key, serials, now))
 
     def _certificate(
         self,

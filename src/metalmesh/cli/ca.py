@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metalmesh.constants import DEFAULT_TRUST_DOMAIN
+from metalmesh.constants import DEFAULT_TRUST_DOMAIN, STATE_DIR
 from metalmesh.controlplane.ca_files import (
     CaPaths,
     init_ca,
@@ -16,6 +16,10 @@ from metalmesh.controlplane.ca_files import (
     read_certificates,
     renew_issuing,
 )
+from metalmesh.controlplane.crl_file import describe_crls, write_crl
+from metalmesh.controlplane.issued import IssuedCertificates
+from metalmesh.errors import CertificateError
+from metalmesh.pki.crl import parse_serial
 
 if TYPE_CHECKING:
     import argparse
@@ -37,6 +41,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--root-dir", type=Path, help="directory of the root's key (default: --dir)"
         )
+    revoke = actions.add_parser("revoke", help="put certificates on the revocation list")
+    revoke.add_argument("--serial", action="append", default=[], help="hexadecimal; repeatable")
+    revoke.add_argument(
+        "--identity", action="append", default=[], metavar="URI",
+        help="every valid certificate issued to it; repeatable",
+    )  # fmt: skip
+    revoke.add_argument(
+        "--state-dir", type=Path, default=Path(STATE_DIR) / "controlplane",
+        help="where the control plane records what it issues (default: %(default)s)",
+    )  # fmt: skip
+    revoke.add_argument(
+        "--issuer", choices=("issuing", "root"), default="issuing",
+        help="who signed them: root for issuing certificates; needs the root's key",
+    )  # fmt: skip
+    revoke.add_argument("--root-dir", type=Path, help="directory of the root's key")
+    crl = actions.add_parser("crl", help="sign the revocation list anew and print what is on it")
+    for action in (revoke, crl):
+        action.add_argument("--dir", required=True, type=Path, help="directory of the CA")
+        action.add_argument("-o", "--output", choices=("text", "json"), default="text")
     init.add_argument("--check", action="store_true", help="only say what would be written")
 
 
@@ -46,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "show":
         _print(args, {"certificates": _describe(CaPaths(args.dir, args.dir))})
         return 0
+    if args.action in ("revoke", "crl"):
+        return _revoke(args, now)
     paths = CaPaths(args.dir, args.root_dir or args.dir)
     if args.action == "renew":
         renew_issuing(paths, args.trust_domain, now)
@@ -53,6 +78,26 @@ def run(args: argparse.Namespace) -> int:
     else:
         written = plan_init(paths) if args.check else init_ca(paths, args.trust_domain, now)
     _print(args, {"changed": bool(written), "files": [str(path) for path in written]})
+    return 0
+
+
+def _revoke(args: argparse.Namespace, now: datetime) -> int:
+    paths = CaPaths(args.dir, getattr(args, "root_dir", None) or args.dir)
+    serials = {parse_serial(text) for text in getattr(args, "serial", ())}
+    issued = IssuedCertificates(getattr(args, "state_dir", args.dir))
+    for identity in getattr(args, "identity", ()):
+        found = issued.of_identity(identity, int(now.timestamp()))
+        if not found:
+            raise CertificateError(
+                f"no valid certificate of {identity} is recorded in {args.state_dir}; name its "
+                "serial numbers with --serial"
+            )
+        serials.update(found)
+    if args.action == "revoke" and not serials:
+        raise CertificateError("nothing to revoke; give --serial or --identity")
+    by_root = getattr(args, "issuer", "issuing") == "root"
+    changed, crls = write_crl(paths, serials, now, by_root=by_root)
+    _print(args, {"changed": changed, "files": [str(paths.crl)], "revoked": describe_crls(crls)})
     return 0
 
 
@@ -77,5 +122,7 @@ def _print(args: argparse.Namespace, result: dict[str, Any]) -> None:
         return
     for cert in result.get("certificates", []):
         sys.stdout.write(" ".join(f"{key}={value}" for key, value in cert.items()) + "\n")
+    for entry in result.get("revoked", []):
+        sys.stdout.write(" ".join(f"{key}={value}" for key, value in entry.items()) + "\n")
     for path in result.get("files", []):
         sys.stdout.write(f"{path}\n")

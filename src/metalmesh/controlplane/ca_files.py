@@ -33,6 +33,7 @@ ROOT_CERT: Final = "root-cert.pem"
 ROOT_KEY: Final = "root-key.pem"
 ISSUING_CERT: Final = "issuing-cert.pem"
 ISSUING_KEY: Final = "issuing-key.pem"
+CRL: Final = "crl.pem"
 _MODE_CERT: Final = 0o644
 _MODE_KEY: Final = 0o600
 
@@ -63,6 +64,11 @@ class CaPaths:
     def issuing_key(self) -> Path:
         """The issuing certificate's key."""
         return self.directory / ISSUING_KEY
+
+    @property
+    def crl(self) -> Path:
+        """The revocation lists."""
+        return self.directory / CRL
 
 
 def plan_init(paths: CaPaths) -> list[Path]:

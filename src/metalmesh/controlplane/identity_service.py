@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
+    from metalmesh.controlplane.issued import IssuedCertificates
     from metalmesh.controlplane.issuer import Issuer
     from metalmesh.controlplane.join_tokens import JoinTokens
     from metalmesh.controlplane.metrics import ControlPlaneMetrics
@@ -114,12 +115,14 @@ class CertificateService:
         authenticator: NodeAuthenticator,
         trust_domain: str,
         identities: Callable[[], Identities],
+        issued: IssuedCertificates,
         metrics: ControlPlaneMetrics,
     ) -> None:
         self._issuer = issuer
         self._authenticator = authenticator
         self._trust_domain = trust_domain
         self._identities = identities
+        self._issued = issued
         self._metrics = metrics
 
     async def create_certificate(
@@ -131,15 +134,18 @@ class CertificateService:
         try:
             identity = self._allowed(wanted, node)
         except IdentityError as error:
-            self._audit("refused_identity", node, wanted, str(error))
+            self._refused("refused_identity", node, wanted, str(error))
             await refuse(context, grpc.StatusCode.UNAUTHENTICATED, TEXT_IDENTITY)
         try:
-            chain = self._issuer.sign(request.csr, identity, request.validity_duration)
+            signed = self._issuer.sign(request.csr, identity, request.validity_duration)
         except CertificateError as error:
-            self._audit("refused_request", node, wanted, str(error))
+            self._refused("refused_request", node, wanted, str(error))
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, TEXT_REQUEST)
-        self._audit("issued", node, wanted)
-        return ca_pb2.IstioCertificateResponse(cert_chain=chain)
+        self._issued.add(signed.serial, wanted, node, signed.not_after)
+        self._metrics.certificates.inc(("issued",))
+        fields = {"node": node, "identity": wanted, "serial": f"{signed.serial:x}"}
+        audit.info("certificate issued", fields)
+        return ca_pb2.IstioCertificateResponse(cert_chain=signed.chain)
 
     @staticmethod
     def _requested(request: ca_pb2.IstioCertificateRequest) -> str:
@@ -164,13 +170,10 @@ class CertificateService:
             )
         return identity
 
-    def _audit(self, result: str, node: str, identity: str, reason: str = "") -> None:
+    def _refused(self, result: str, node: str, identity: str, reason: str) -> None:
         self._metrics.certificates.inc((result,))
-        fields = {"node": node, "identity": identity[:512]}
-        if reason:
-            audit.warning("certificate refused", {**fields, "reason": reason})
-        else:
-            audit.info("certificate issued", fields)
+        fields = {"node": node, "identity": identity[:512], "reason": reason}
+        audit.warning("certificate refused", fields)
 
 
 class NodeService:

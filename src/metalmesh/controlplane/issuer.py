@@ -23,6 +23,7 @@ from metalmesh.pki.ca import (
     sign_workload,
 )
 from metalmesh.pki.keys import key_to_pem, make_key
+from metalmesh.service.files import file_signature
 from metalmesh.service.logs import Log
 
 if TYPE_CHECKING:
@@ -45,6 +46,16 @@ class ServingCertificate:
     key_pem: str
     chain_pem: str
     renew_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A workload's certificate; ``not_after`` in unix seconds."""
+
+    #: leaf first, all roots last, PEM
+    chain: list[str]
+    serial: int
+    not_after: int
 
 
 class Issuer:
@@ -70,13 +81,14 @@ class Issuer:
         self._authority: CertificateAuthority = read_authority(directory, now)
         self.serving = self._make_serving(now)
 
-    def sign(self, csr_pem: str, identity: SpiffeId, ttl_seconds: int) -> list[str]:
-        """Sign a workload's request; leaf first, all roots last."""
+    def sign(self, csr_pem: str, identity: SpiffeId, ttl_seconds: int) -> Signed:
+        """Sign a workload's request."""
         now = self._clock()
         key = read_request(csr_pem)
         ttl = lifetime(ttl_seconds, self._ttl_seconds, self._max_ttl_seconds)
         leaf = sign_workload(self._authority, key, identity, ttl, now)
-        return self._authority.chain_pems(leaf)
+        chain = self._authority.chain_pems(leaf)
+        return Signed(chain, leaf.serial_number, int(leaf.not_valid_after_utc.timestamp()))
 
     def maintain(self) -> None:
         """Take over changed files and renew the serving certificate when it is due."""
@@ -122,15 +134,8 @@ class Issuer:
 
     def _signature(self) -> tuple[object, ...]:
         """Identity and times of the CA's files; a missing file is part of it."""
-        found: list[object] = []
-        for name in (ROOT_CERT, ISSUING_CERT, ISSUING_KEY):
-            try:
-                stat = (self._directory / name).stat()
-            except OSError as error:
-                found.append(error.errno)
-            else:
-                found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
-        return tuple(found)
+        names = (ROOT_CERT, ISSUING_CERT, ISSUING_KEY)
+        return tuple(file_signature(self._directory / name) for name in names)
 
 
 def server_credentials(current: Callable[[], ServingCertificate]) -> grpc.ServerCredentials:

@@ -18,6 +18,7 @@ from metalmesh.controlplane.identity_service import (
     NodeService,
     handlers,
 )
+from metalmesh.controlplane.issued import IssuedCertificates
 from metalmesh.controlplane.issuer import Issuer, server_credentials
 from metalmesh.controlplane.join_tokens import JoinTokens
 from metalmesh.controlplane.metrics import ControlPlaneMetrics
@@ -96,6 +97,7 @@ class ControlPlane:
             authenticator, lambda: self.keeper.snapshot, self._metrics
         )
         self._tokens = JoinTokens(config.tokens_dir)
+        self._issued = IssuedCertificates(config.state_dir)
         self._identity_handlers = self._make_identity_handlers(authenticator)
         self._ready = False
         self.port = 0
@@ -111,6 +113,7 @@ class ControlPlane:
             authenticator,
             self.config.trust_domain,
             lambda: self.keeper.computation.identities,
+            self._issued,
             self._metrics,
         )
         return handlers(certificates, NodeService(self._tokens, authenticator, self._metrics))
@@ -193,12 +196,13 @@ class ControlPlane:
             self._notifier.status(self._status())
 
     async def _sweep(self) -> None:
-        """Forget join tokens that are long used or expired."""
+        """Forget join tokens that are long used or expired, and expired certificates."""
         while True:
             try:
                 self._tokens.sweep(int(time.time()))
+                self._issued.sweep(int(time.time()))
             except (MetalmeshError, OSError) as error:
-                log.error("old join tokens not removed", {"error": str(error)})
+                log.error("old tokens or certificates not forgotten", {"error": str(error)})
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _feed_watchdog(self, interval_seconds: float) -> None:

@@ -7,6 +7,15 @@ import tempfile
 from pathlib import Path
 
 
+def file_signature(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is replaced or written; a missing file has one, too."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return (error.errno or 0,)
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
 def write_atomic(path: Path, data: bytes, mode: int) -> None:
     """Replace ``path`` by ``data`` with ``mode``; a reader sees the old or the new content.
 

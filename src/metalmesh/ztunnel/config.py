@@ -46,6 +46,8 @@ class ZtunnelConfig:
     #: name of the network this node is in
     network: str = ""
     root_cert_path: str = ROOT_CERT_PATH
+    #: revocation lists, PEM or DER; "" knows of none
+    crl_path: str = ""
     token_path: str = NODE_TOKEN_PATH
     zds_socket: str = ZDS_SOCKET
     #: where a main process waits for its successor (``metalmesh ztunnel reload``)

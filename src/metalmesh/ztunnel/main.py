@@ -25,6 +25,7 @@ from metalmesh.ztunnel.certificates import CertificateKeeper
 from metalmesh.ztunnel.handover import PREPARE_SECONDS, Estate, Incumbent
 from metalmesh.ztunnel.locals import DescriptorStore, LocalWorkload, netns_identity
 from metalmesh.ztunnel.mesh import SUBSCRIPTIONS, MeshView
+from metalmesh.ztunnel.revocations import RevocationKeeper
 from metalmesh.ztunnel.saved import SavedState, SavedWorkloads
 from metalmesh.ztunnel.servers import Servers
 from metalmesh.ztunnel.telemetry import MainMetrics, WorkerSeries
@@ -72,6 +73,7 @@ class Ztunnel:
         self.certificates = CertificateKeeper(
             self.ca, config.secret_ttl_seconds, self.pool.broadcast
         )
+        self.revocations = RevocationKeeper(config.crl_path, self.registry, self.pool.broadcast)
         self.xds = XdsClient(
             control_plane(config, config.xds_address),
             self.xds_state,
@@ -107,6 +109,7 @@ class Ztunnel:
                 self.certificates.adopt(certificate)
         self.saved.restore(b"" if self._predecessor is None else self._predecessor.state)
         self._adopt_workers()
+        self.revocations.refresh()
         self.pool.start()
         servers = Servers(self)
         if self._predecessor is None:
@@ -114,6 +117,7 @@ class Ztunnel:
         await self._resume_workloads()
         self._start(self.pool.watch())
         self._start(self.certificates.run())
+        self._start(self.revocations.run())
         if self.config.xds_address:
             self._start(self.xds.run())
         if self._predecessor is not None:
@@ -168,6 +172,8 @@ class Ztunnel:
     def _adopt_workers(self) -> None:
         for pid, fd in self.descriptors.take_workers():
             self.pool.adopt(pid, fd)
+        if self.revocations.message.keys:
+            self.pool.broadcast(self.revocations.message)
 
     def _served(self) -> Iterable[SavedWorkload]:
         return ((local.info, local.netns_id) for local in self.mesh.locals.values())
@@ -347,6 +353,7 @@ class Ztunnel:
                 trust_domains=self.mesh.trust_domains.names if config.trust_domain_aliases else (),
             )
         )
+        worker.send(self.revocations.message)
         for certificate in self.certificates.held():
             worker.send(certificate)
         self.mesh.introduce(worker)

@@ -130,6 +130,14 @@ class Certificate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Revocations:
+    """Certificates that peers must not use; connections of those who did end at once."""
+
+    #: see :mod:`metalmesh.pki.der`
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CertificateUnavailable:
     """No certificate can be had now; connections waiting for it fail."""
 
@@ -302,8 +310,8 @@ class TakeOver:
 
 Message = (
     Configure | AddWorkload | UpdateWorkload | RemoveWorkload | Certificate
-    | CertificateUnavailable | Policies | RouteReply | InvalidateRoutes | SourceReply | Collect
-    | Drain | SetLogLevel | Ping | Ready | Ack | NeedCertificate | Resolve | LookupSource
+    | Revocations | CertificateUnavailable | Policies | RouteReply | InvalidateRoutes | SourceReply
+    | Collect | Drain | SetLogLevel | Ping | Ready | Ack | NeedCertificate | Resolve | LookupSource
     | MetricsReply | ConnectionsReply | Pong | Drained | Inherit | Begin | Prepared | TakeOver
 )  # fmt: skip
 

@@ -26,6 +26,7 @@ HELP: Final = {
     "istio_tcp_connections_failed_total": "The total number of TCP connections that failed",
     "istio_tcp_received_bytes_total": "The size of total bytes received during request",
     "istio_tcp_sent_bytes_total": "The size of total bytes sent during response",
+    "istio_crl_policy_rejections_total": "The total number of connections refused by a CRL",
     "istio_tcp_sockets_open": "The number of TCP sockets open now",
 }
 

@@ -31,6 +31,7 @@ EXAMPLES = [
     m.UpdateWorkload(uid="u", name="n", namespace="ns", service_account="sa", labels={"app": "x"}),
     m.RemoveWorkload(uid="u"),
     m.Certificate(identity="spiffe://t/ns/a/sa/b", chain_pem="c", key_pem="k", roots_pem="r"),
+    m.Revocations(keys=("00ff", "01")),
     m.CertificateUnavailable(identity="i", error="e"),
     m.Policies(uid="u", authorizations=({"name": "p", "rules": []},), inner_enforcement=False),
     m.RouteReply(request_id=7, route=ROUTE),

@@ -139,6 +139,21 @@ def test_certificate_needs_a_token(plane: Plane) -> None:
     assert plane.logged("authentication refused", reason="Signature verification failed")
 
 
+def test_certificates_of_an_identity_are_put_on_the_revocation_list(plane: Plane) -> None:
+    """The audit log has the serial number, too."""
+    client = plane.client("node1")
+    leaves = [x509.load_pem_x509_certificate(client.certificate(A)[0].encode()) for _ in range(2)]
+    places = ("--dir", str(plane.directory / "ca"), "--state-dir", str(plane.directory / "state"))
+    answer = json.loads(run("ca", "revoke", *places, "--identity", A, "-o", "json"))
+    serials = {f"{leaf.serial_number:x}" for leaf in leaves}
+    assert {entry["serial"] for entry in answer["revoked"]} == serials
+    assert {line["serial"] for line in plane.logged("certificate issued")} == serials
+    found = x509.load_pem_x509_crl((plane.directory / "ca" / "crl.pem").read_bytes())
+    issuing = (plane.directory / "ca" / "issuing-cert.pem").read_bytes()
+    assert found.is_signature_valid(x509.load_pem_x509_certificate(issuing).public_key())
+    assert found.get_revoked_certificate_by_serial_number(leaves[0].serial_number) is not None
+
+
 # --- joining ---------------------------------------------------------------------------------
 
 

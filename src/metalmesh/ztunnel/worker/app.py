@@ -47,6 +47,7 @@ class Worker:
             m.RemoveWorkload: self._remove_workload,
             m.Certificate: self._certificate,
             m.CertificateUnavailable: self._certificate_unavailable,
+            m.Revocations: self._revocations,
             m.Policies: self._policies,
             m.RouteReply: self._route_reply,
             m.InvalidateRoutes: self._invalidate_routes,
@@ -165,6 +166,11 @@ class Worker:
 
     def _certificate_unavailable(self, message: m.CertificateUnavailable) -> None:
         self._context.certificates.fail(message.identity, message.error)
+
+    def _revocations(self, message: m.Revocations) -> None:
+        self._context.revoked.keys = frozenset(message.keys)
+        for server in self._servers.values() if message.keys else ():
+            server.end_revoked()
 
     # --- routes
     def _route_reply(self, message: m.RouteReply) -> None:

@@ -11,6 +11,7 @@ from metalmesh.ztunnel.worker.certificates import CertificateStore
 from metalmesh.ztunnel.worker.flow import Recorder
 from metalmesh.ztunnel.worker.loop import Deadlines, Loop
 from metalmesh.ztunnel.worker.metrics import Metrics
+from metalmesh.ztunnel.worker.revoked import Revoked
 from metalmesh.ztunnel.worker.sources import Sources
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Context:
         self.trust_domains: frozenset[str] = frozenset()
         self.netns = CurrentNetns()
         self.metrics = Metrics()
+        self.revoked = Revoked(self.metrics)
         self.recorder = Recorder(loop, log, self.metrics)
         self.sources = Sources(loop, send)
         self.certificates = CertificateStore(

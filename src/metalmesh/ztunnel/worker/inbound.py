@@ -126,6 +126,7 @@ class InboundConnection(TlsConnection):
                 f"({ours}), got {', '.join(map(str, found)) or 'none'}",
                 Loss.IDENTITY,
             )
+        self._server.context.revoked.check(self.tls, "destination")
 
     def on_settings(self) -> None:
         """The client speaks HTTP/2."""

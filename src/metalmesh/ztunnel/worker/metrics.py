@@ -20,6 +20,7 @@ FAILED: Final = "istio_tcp_connections_failed_total"
 RECEIVED: Final = "istio_tcp_received_bytes_total"
 SENT: Final = "istio_tcp_sent_bytes_total"
 SOCKETS_OPEN: Final = "istio_tcp_sockets_open"
+CRL_REJECTIONS: Final = "istio_crl_policy_rejections_total"
 LOG_DROPPED: Final = "metalmesh_access_log_dropped_total"
 
 UNKNOWN: Final = "unknown"
@@ -75,6 +76,8 @@ class Metrics:
     def __init__(self) -> None:
         self._series: dict[tuple[object, ...], Series] = {}
         self.open_connections = {"source": 0, "destination": 0}
+        #: connections refused or ended because of a revoked certificate
+        self.crl_rejections = {"source": 0, "destination": 0}
 
     def series(
         self,
@@ -115,6 +118,11 @@ class Metrics:
         rows += (
             (SOCKETS_OPEN, {"reporter": reporter}, float(value))
             for reporter, value in self.open_connections.items()
+        )
+        rows += (
+            (CRL_REJECTIONS, {"reporter": reporter}, float(value))
+            for reporter, value in self.crl_rejections.items()
+            if value
         )
         rows.append((LOG_DROPPED, {}, float(log_dropped)))
         return tuple(rows)

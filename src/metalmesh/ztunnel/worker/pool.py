@@ -20,6 +20,7 @@ from metalmesh.hbone.frames import Limits
 from metalmesh.net.sockets import finish_connect, start_connect, upstream_socket
 from metalmesh.ztunnel.worker.certificates import peer_identities
 from metalmesh.ztunnel.worker.flow import (
+    CERT_REVOKED,
     CONNECT,
     H2_HANDSHAKE_FAILURE,
     IDENTITY_ERROR,
@@ -83,7 +84,7 @@ class Pool:
     """The pool of one workload."""
 
     def __init__(self, context: Context, workload: Workload) -> None:
-        self._context = context
+        self.context = context
         self._workload = workload
         self._shelves: dict[PoolKey, Shelf] = {}
         self._closed = False
@@ -103,20 +104,20 @@ class Pool:
             self._connect(key, shelf)
 
     def _connect(self, key: PoolKey, shelf: Shelf) -> None:
-        credentials = self._context.certificates.get(key.identity)
+        credentials = self.context.certificates.get(key.identity)
         if credentials is None:
-            self._context.certificates.wait(
+            self.context.certificates.wait(
                 key.identity, lambda found, error: self._certified(key, shelf, found, error)
             )
             return
         host, _, port = key.address.rpartition(":")
         try:
-            self._context.netns.enter(self._workload.netns_fd)
+            self.context.netns.enter(self._workload.netns_fd)
             sock = upstream_socket(host.strip("[]"))
         except (OSError, NetworkError) as error:
             self._fail_waiting(shelf, f"connection failed: {error}", CONNECT)
             return
-        connection = PoolConnection(self, key, sock, self._context, credentials)
+        connection = PoolConnection(self, key, sock, self.context, credentials)
         connection.peer_max_streams = shelf.peer_streams
         shelf.connecting = connection
         connection.connect(host.strip("[]"), int(port))
@@ -143,7 +144,7 @@ class Pool:
         shelf.connecting = None
         shelf.ready.append(connection)
         if self._sweep is None:
-            self._sweep = self._context.loop.call_later(_RELEASE_SWEEP_SECONDS, self._release)
+            self._sweep = self.context.loop.call_later(_RELEASE_SWEEP_SECONDS, self._release)
         waiting, shelf.waiting = shelf.waiting, []
         for index, customer in enumerate(waiting):
             if not connection.has_room:
@@ -175,19 +176,26 @@ class Pool:
     def _release(self) -> None:
         """Close what nobody has used for a while."""
         self._sweep = None
-        limit = self._context.loop.now - POOL_IDLE_RELEASE_SECONDS
+        limit = self.context.loop.now - POOL_IDLE_RELEASE_SECONDS
         for shelf in list(self._shelves.values()):
             for connection in list(shelf.ready):
                 if not connection.streams and connection.idle_since <= limit:
                     connection.finish()
         if self._shelves and not self._closed:
-            self._sweep = self._context.loop.call_later(_RELEASE_SWEEP_SECONDS, self._release)
+            self._sweep = self.context.loop.call_later(_RELEASE_SWEEP_SECONDS, self._release)
 
     def drain(self) -> None:
         """Close idle connections; the others when their last stream has ended."""
         for shelf in list(self._shelves.values()):
             for connection in list(shelf.ready):
                 connection.retire()
+
+    def end_revoked(self) -> None:
+        """Close connections to servers whose certificate has been revoked."""
+        for shelf in list(self._shelves.values()):
+            for connection in list(shelf.ready):
+                if self.context.revoked.found(connection.tls, "source"):
+                    connection.revoke()
 
     def close(self) -> None:
         """Close everything at once."""
@@ -277,6 +285,7 @@ class PoolConnection(TlsConnection):
                 f"({', '.join(self.key.peers)}), got {', '.join(presented) or 'none'}",
                 Loss.IDENTITY,
             )
+        self._pool.context.revoked.check(self.tls, "source")
         self._deadline.cancel()
         self._pool.connected(self)
 
@@ -306,6 +315,8 @@ class PoolConnection(TlsConnection):
         self._deadline.cancel()
         if loss is Loss.IDENTITY:
             flags = IDENTITY_ERROR
+        elif loss is Loss.REVOKED:
+            flags = CERT_REVOKED
         elif self._connecting:
             flags = NETWORK_POLICY if "NetworkPolicy" in error else CONNECT
         else:

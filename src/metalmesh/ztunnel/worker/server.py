@@ -154,6 +154,15 @@ class WorkloadServer:
         self.inbound[connection] = None
         connection.begin()
 
+    def end_revoked(self) -> None:
+        """End connections with peers whose certificate has been revoked."""
+        for connection in list(self.inbound):
+            if not connection.handshaking and self.context.revoked.found(
+                connection.tls, "destination"
+            ):
+                connection.revoke()
+        self.pool.end_revoked()
+
     # --- the end
     def drain(self) -> None:
         """Accept no more; let what is open end by itself."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import ssl
 from contextlib import suppress
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from metalmesh.hbone import frames as fr
 from metalmesh.hbone.mux import Mux
 from metalmesh.ztunnel.worker.certificates import CIPHER_SUITES
+from metalmesh.ztunnel.worker.flow import CERT_REVOKED
 from metalmesh.ztunnel.worker.loop import READ, WRITE
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from metalmesh.hbone.frames import Limits
     from metalmesh.ztunnel.worker.loop import Loop, Timer
+    from metalmesh.ztunnel.worker.tunnel import Tunnel
 
 #: ciphertext the socket has not taken: above the first streams stop sending, below the second
 #: they go on; above the third the peer reads nothing and asks for answers all the time
@@ -31,6 +33,8 @@ _LIMIT_BYTES: Final = 16 << 20
 _MAX_VIEWS: Final = 512
 
 HANDSHAKE_SECONDS: Final = 10.0
+#: Istio's text (istio-facts 2.3)
+REVOKED: Final = "connection closed: peer certificate revoked by CRL"
 
 
 class Loss(Enum):
@@ -40,6 +44,7 @@ class Loss(Enum):
     ENDED = "ended"
     HANDSHAKE = "handshake"
     IDENTITY = "identity"
+    REVOKED = "revoked"
     PROTOCOL = "protocol"
 
 
@@ -296,6 +301,14 @@ class TlsConnection(Mux):
             with suppress(OSError):  # it is gone already, which is what we want
                 self._send_cipher()
         self.lose("")
+
+    def revoke(self) -> None:
+        """The peer's certificate is no longer good: every stream ends at once, then we leave."""
+        for tunnel in cast("list[Tunnel]", list(self.streams.values())):
+            tunnel.abort(REVOKED, CERT_REVOKED, fr.CANCEL)
+        self.say_goodbye(None)
+        self.flush()
+        self.lose(REVOKED, Loss.REVOKED)
 
     def lose(self, error: str, loss: Loss = Loss.ENDED) -> None:
         """The connection is over, for whatever reason; every stream is reset."""
