@@ -6,7 +6,6 @@ removed at the end; what a test changes in the store it takes back itself.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ import pytest
 
 from lab.driver import Lab
 from lab.driver.errors import LabError
-from tests.lab.cast import APP_PORT, NAMESPACE, OTHER_PORT, Cast, workload
-from tests.support.apps import ask, echo_app
+from tests.lab.cast import APP_PORT, OTHER_PORT, Cast, playing
+from tests.support.apps import ask
 from tests.support.artifacts import Evidence
 from tests.support.capture import Link
 from tests.support.machines import Machine, Machines
@@ -55,41 +54,8 @@ def mesh(machines: Machines) -> Mesh:
 
 @pytest.fixture(scope="session")
 def cast(mesh: Mesh) -> Iterator[Cast]:
-    players = (
-        workload(mesh, "node1", 1, "client"),
-        workload(mesh, "node1", 2, "peer"),
-        workload(mesh, "node1", 3, "plain", ambient=False),
-        workload(mesh, "node2", 1, "server"),
-        workload(mesh, "node2", 2, "other"),
-    )
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mesh.applied(namespace))
-        callers = {}
-        for player in players:
-            stack.callback(mesh.remove_workload, player)
-            mesh.add_workload(player)
-        for player in players:
-            callers[player.name] = list[str]()
-            for port in (APP_PORT, OTHER_PORT):
-                app = stack.enter_context(echo_app(player.netns, port))
-                app.callers = callers[player.name]
-        found = Cast(*players, callers)
-        _wait_enrolled(mesh, found)
+    with playing(mesh) as found:
         yield found
-
-
-def _wait_enrolled(mesh: Mesh, cast: Cast) -> None:
-    """Wait until everybody in the mesh reaches the server with its identity."""
-    for player in (cast.client, cast.peer, cast.other):
-        target = cast.client if player is cast.other else cast.server
-        wait_until(
-            lambda player=player, target=target: ask(
-                player.netns, target.address, APP_PORT, b"enrolled?"
-            ),
-            WAITS["workload"],
-            what=f"{player.name} enrolled",
-        )
 
 
 @pytest.fixture

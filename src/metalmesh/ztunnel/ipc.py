@@ -2,8 +2,10 @@
 
 An AF_UNIX SEQPACKET socket pair; non-blocking on both ends. A message (``messages.encode``) is
 cut into packets of at most ``PACKET_BYTES``, each led by one byte: ``.`` closes the message,
-``+`` says more follows. Descriptors (SCM_RIGHTS) ride on the first packet. Both event loops
-watch :meth:`Channel.fileno` for reading and, while :attr:`Channel.wants_write`, for writing.
+``+`` says more follows, ``!`` that another main process speaks and the rest of a message that the
+one before it had begun will never come. Descriptors (SCM_RIGHTS) ride on the first packet. Both
+event loops watch :meth:`Channel.fileno` for reading and, while :attr:`Channel.wants_write`, for
+writing.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ MAX_FDS: Final = 8
 
 _LAST: Final = b"."
 _MORE: Final = b"+"
+_RESUME: Final = b"!"
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -76,6 +79,11 @@ class Channel:
             self.queued_bytes += len(part) + 1
         self.flush()
 
+    def resume(self) -> None:
+        """Speak where a process before us may have stopped in the middle of a message."""
+        self._queue.append((_RESUME, ()))
+        self.flush()
+
     def flush(self) -> None:
         """Push queued packets until the socket is full."""
         while self._queue and not self.closed:
@@ -105,6 +113,10 @@ class Channel:
                 break
             except ConnectionError:
                 packet, ancillary, flags = b"", [], 0
+            if packet == _RESUME:
+                self._parts, self._size = [], 0
+                self._drop_fds()
+                continue
             self._keep_fds(ancillary)
             if not packet:
                 self.closed = True

@@ -2,8 +2,9 @@
 
 Both are kept in systemd's fd store, as ``netns-INODE`` and ``listener-PORT-INODE`` (inode of the
 network namespace, which an open descriptor keeps alive). After a restart the same namespace gets
-its old sockets back, with every connection that queued in them meanwhile. A main process that
-hands over also leaves the pipes of its workers there, as ``worker-PID``.
+its old sockets back, with every connection that queued in them meanwhile. The pipes of the workers
+are there, too, as ``worker-PID``: they do not notice the death of main, and the next one adopts
+them.
 """
 
 from __future__ import annotations
@@ -85,7 +86,6 @@ class DescriptorStore:
         for name, fd in received:
             if name.startswith("worker-") and name[7:].isdigit():
                 self._workers.append((int(name[7:]), fd))
-                self._notifier.unstore(name)
             elif name.startswith(("listener-", "netns-")) and name not in self._waiting:
                 self._waiting[name] = fd
             else:
@@ -97,8 +97,12 @@ class DescriptorStore:
         """Keep our end of a worker's pipe for the main process after us."""
         self._notifier.store(f"worker-{pid}", [fd])
 
+    def forget_worker(self, pid: int) -> None:
+        """The worker is gone."""
+        self._notifier.unstore(f"worker-{pid}")
+
     def take_workers(self) -> list[tuple[int, int]]:
-        """Pid and pipe of the workers that the main process before us handed over."""
+        """Pid and pipe of the workers that the main process before us has left."""
         workers, self._workers = self._workers, []
         return workers
 

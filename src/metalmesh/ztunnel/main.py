@@ -1,7 +1,7 @@
 """The main process of the ztunnel: state and decisions; the data workers do the I/O.
 
-Nothing here is on the path of a byte. If this process dies the workers see the end of their pipe
-and finish; systemd starts it again, and listening sockets come back from the fd store.
+Nothing here is on the path of a byte. If this process dies the workers go on; systemd starts it
+again, listening sockets and workers come back from the fd store.
 """
 
 from __future__ import annotations
@@ -108,13 +108,14 @@ class Ztunnel:
             for certificate in self._predecessor.certificates:
                 self.certificates.adopt(certificate)
         self.saved.restore(b"" if self._predecessor is None else self._predecessor.state)
-        self._adopt_workers()
         self.revocations.refresh()
         self.pool.start()
         servers = Servers(self)
         if self._predecessor is None:
             await servers.listen()
         await self._resume_workloads()
+        self._adopt_workers()  # not before: they may ask about their workloads at once
+        self.pool.retire_adopted(self._drain_deadline)
         self._start(self.pool.watch())
         self._start(self.certificates.run())
         self._start(self.revocations.run())
@@ -141,7 +142,7 @@ class Ztunnel:
         workers: list[Worker] = []
         if self.incumbent.channel is not None:
             await self.mesh.finish_lookups()
-            workers = await self.pool.hand_over(self.config.drain_deadline_seconds or math.inf)
+            workers = await self.pool.hand_over(self._drain_deadline)
         elif self._handing_over:
             await self._hand_over()
         else:
@@ -166,14 +167,21 @@ class Ztunnel:
         self.descriptors.receive(await predecessor.take_over())
         self._adopt_workers()
         self._in_charge = True
+        for worker in self.pool.workers:
+            self.descriptors.store_worker(worker.pid, worker.channel.fileno())
         self.saved.changed()
         self._workloads_changed()
 
     def _adopt_workers(self) -> None:
         for pid, fd in self.descriptors.take_workers():
-            self.pool.adopt(pid, fd)
+            if not self.pool.adopt(pid, fd):
+                self.descriptors.forget_worker(pid)
         if self.revocations.message.keys:
             self.pool.broadcast(self.revocations.message)
+
+    @property
+    def _drain_deadline(self) -> float:
+        return self.config.drain_deadline_seconds or math.inf
 
     def _served(self) -> Iterable[SavedWorkload]:
         return ((local.info, local.netns_id) for local in self.mesh.locals.values())
@@ -194,9 +202,7 @@ class Ztunnel:
         self.stop_requested.set()
 
     async def _hand_over(self) -> None:
-        workers = await self.pool.hand_over(self.config.drain_deadline_seconds or math.inf)
-        for worker in workers:
-            self.descriptors.store_worker(worker.pid, worker.channel.fileno())
+        workers = await self.pool.hand_over(self._drain_deadline)
         log.info("handing over", {"workers": len(workers)})
 
     async def _resume_workloads(self) -> None:
@@ -343,6 +349,8 @@ class Ztunnel:
     def on_start(self, worker: Worker) -> None:
         """A new worker: give it everything."""
         config = self.config
+        if self._in_charge:
+            self.descriptors.store_worker(worker.pid, worker.channel.fileno())
         worker.send(
             messages.Configure(
                 log_level=config.log_level,
@@ -376,5 +384,6 @@ class Ztunnel:
 
     def on_exit(self, worker: Worker) -> None:
         """A worker is gone."""
+        self.descriptors.forget_worker(worker.pid)
         self.series.finish(worker.pid)
         self.mesh.forget_worker(worker)

@@ -1,13 +1,15 @@
 """One data worker as main sees it: a process, its pipe, and what it owes us.
 
 A worker is either our own child, or adopted: started by an earlier main process that handed over
-to us, and finishing the connections it had then.
+to us or died, and finishing the connections it had then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -106,7 +108,15 @@ def adopt_worker(pid: int, fd: int, now: float) -> Worker:
     except OSError:
         sock.close()
         raise
-    return Worker(-1, pid, pidfd, Channel(sock), now, now, ready=True)
+    poll = select.poll()
+    poll.register(sock, 0)
+    if poll.poll(0):  # hung up: the worker is gone and its pid may be anybody's
+        os.close(pidfd)
+        sock.close()
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    channel = Channel(sock)
+    channel.resume()
+    return Worker(-1, pid, pidfd, channel, now, now, ready=True)
 
 
 def resolve(future: asyncio.Future[T] | None, value: T) -> None:

@@ -4,9 +4,10 @@ A worker that exits or stops answering is replaced; the others are not disturbed
 worker has descriptors of its own for the same listening sockets. Whoever owns the pool sends a new
 worker everything it needs in ``on_start``.
 
-When main hands over to its successor (restart for an upgrade or a changed configuration), its
-workers stop accepting and the successor adopts them until their last connection has ended: they
-still hear of policies and removed workloads, and are counted and drained like the others.
+When main hands over to its successor (an upgrade or a changed configuration) or dies, the next one
+adopts its workers. They stop accepting as soon as its own workers serve, and live until their last
+connection has ended: they still hear of policies and removed workloads, and are counted and drained
+like the others.
 """
 
 from __future__ import annotations
@@ -94,16 +95,22 @@ class WorkerPool:
         for worker in self.everybody:
             worker.send(message)
 
-    def adopt(self, pid: int, fd: int) -> None:
-        """Take over a worker of the main process before us; takes ``fd`` over."""
+    def adopt(self, pid: int, fd: int) -> bool:
+        """Take over a worker of the main process before us, if it lives; takes ``fd`` over."""
         try:
             worker = adopt_worker(pid, fd, asyncio.get_running_loop().time())
         except OSError as error:
             log.warning("worker not adopted", {"pid": pid, "error": str(error)})
-            return
+            return False
         self._adopted.append(worker)
         self._watch(worker)
         log.info("worker adopted", {"pid": pid})
+        return True
+
+    def retire_adopted(self, deadline_seconds: float) -> None:
+        """Our own workers serve now: those of a main process that died accept no more."""
+        for worker in self._adopted:
+            worker.send(messages.Drain(deadline_seconds=deadline_seconds))
 
     async def hand_over(self, deadline_seconds: float) -> list[Worker]:
         """Have every worker accept no more; return all, for our successor to adopt."""

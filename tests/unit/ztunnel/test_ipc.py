@@ -65,3 +65,14 @@ def test_endless_message_is_refused(pipe, monkeypatch):
     ours.send(m.CertificateUnavailable(identity="i", error="e" * 200))
     with pytest.raises(ProtocolError, match="longer than 100 bytes"):
         theirs.receive()
+
+
+def test_another_main_process_speaks_after_half_a_message(pipe):
+    """The one before died between two packets; what it began is forgotten with its descriptors."""
+    ours, theirs = pipe
+    ours.send(m.CertificateUnavailable(identity="i", error="e" * 300_000))
+    ours._queue.clear()  # the packets that did not fit are lost with their process
+    assert theirs.receive() == []
+    ours.resume()
+    ours.send(m.Ping(request_id=1))
+    assert theirs.receive() == [(m.Ping(request_id=1), [])]

@@ -42,7 +42,7 @@ def test_killed_main_is_back_within_two_seconds_and_refuses_nobody(
     """All its processes die at once; connections made meanwhile queue in the stored listeners."""
     one, two = pair
     assert sorted(name.rpartition("-")[0] for name, _ in stage.systemd.stored) == sorted(
-        ["listener-15001", "listener-15006", "listener-15008", "netns"] * 2
+        ["listener-15001", "listener-15006", "listener-15008", "netns", "worker"] * 2
     )
     with echo_app(two.netns, PORT):
         workers = stage.worker_pids()
@@ -59,12 +59,13 @@ def test_killed_main_is_back_within_two_seconds_and_refuses_nobody(
         seconds = time.monotonic() - started_at
         connection.close()
     assert seconds < 2.0, f"{seconds:.2f} s"
-    assert len(stage.systemd.stored) == 8, "taken back, not stored twice"
+    wait_until(lambda: len(stage.systemd.stored) == 10, WAITS["service"], what="not stored twice")
 
 
 def test_restart_without_node_agent_serves_what_was_served(stage: Stage, pair: Pair) -> None:
     """Namespaces come back from the fd store; the agent's snapshot then has the last word."""
     one, two = pair
+    inode = one.netns.path.stat().st_ino
     stage.agent.drop()
     stage.stop(signal.SIGKILL)
     stage.start()
@@ -75,23 +76,33 @@ def test_restart_without_node_agent_serves_what_was_served(stage: Stage, pair: P
         stage.agent.drop()
         stage.snapshot(two)
         assert not reachable(one, two)
-    wait_until(lambda: len(stage.systemd.stored) == 4, WAITS["service"], what="store emptied")
+    wait_until(
+        lambda: not any(str(inode) in name for name, _ in stage.systemd.stored),
+        WAITS["service"],
+        what="store emptied",
+    )
     assert list(stage.dump()["workloadState"]) == [two.workload.uid]
 
 
-def test_open_connections_survive_the_death_of_main_alone(stage: Stage, pair: Pair) -> None:
-    """Workers see the end of their pipe and finish what they have."""
+def test_death_of_main_is_not_noticed(stage: Stage, pair: Pair) -> None:
+    """Workers go on accepting; the next main adopts them, and they obey its policies."""
     one, two = pair
     with echo_app(two.netns, PORT), one.netns.connect(two.netns.address, PORT) as connection:
         connection.sendall(b"a")
         assert connection.recv(1) == b"a"
         workers = stage.worker_pids()
         stage.stop(signal.SIGKILL)
+        assert reachable(one, two), "nobody is main, and the way is known"
         stage.start()
         stage.snapshot(one, two)
-        wait_until(lambda: reachable(one, two), WAITS["crash_restart"], what="new connections")
+        stage.wait_ready()
+        assert not set(workers) & set(stage.worker_pids())
         connection.sendall(b"b")
         assert connection.recv(1) == b"b"
+        stage.plane.set(CLOSED)
+        connection.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b"", "the old worker heard of the policy"
     wait_until(
         lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers),  # noqa: PTH110
         WAITS["service"],
@@ -132,7 +143,11 @@ def test_handover_ends_no_connection_and_loses_no_control(stage: Stage, pair: Pa
         WAITS["service"],
         what="old workers gone",
     )
-    assert not any(name.startswith("worker-") for name, _ in stage.systemd.stored)
+    wait_until(
+        lambda: not {f"worker-{pid}" for pid in old} & {name for name, _ in stage.systemd.stored},
+        WAITS["service"],
+        what="their pipes closed",
+    )
 
 
 def test_dead_worker_is_replaced_and_its_counters_stay(stage: Stage, pair: Pair) -> None:

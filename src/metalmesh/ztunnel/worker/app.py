@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: how long connections may go on when main has died without a word, seconds
 _ORPHAN_DEADLINE_SECONDS: Final = 25.0
+#: main pings every 5 s; after a crash the next one takes a second to be there
+_SILENCE_SECONDS: Final = 20.0
 #: pause between two looks at what is still open; it grows, since a drain may take days
 _DRAIN_POLL_SECONDS: Final = (0.05, 1.0)
 DRAINED: Final = "connection closed due to connection drain"
@@ -38,7 +40,10 @@ class Worker:
         self._context = Context(self._loop, self._log, self._send)
         self._servers: dict[str, WorkloadServer] = {}
         self._keylog_path = ""
-        self._draining = False
+        #: when everything ends that is still open; None: not draining
+        self._drain_until: float | None = None
+        self._heard_at = self._loop.now
+        self._orphan = False
         self._fds: list[int] = []
         self._handlers: dict[type, Callable[..., None]] = {
             m.Configure: self._configure,
@@ -63,6 +68,7 @@ class Worker:
     def run(self) -> None:
         """Serve until drained."""
         self._send(m.Ready(pid=os.getpid()))
+        self._loop.call_later(_SILENCE_SECONDS, self._check_main)
         gc.collect()
         gc.freeze()
         self._loop.run()
@@ -82,6 +88,10 @@ class Worker:
 
     def on_event(self, _events: int) -> None:
         """Main has said something, takes more, or has died."""
+        self._heard_at = self._loop.now
+        if self._orphan and not self._channel.closed:
+            self._orphan = False
+            self._check_main()
         if self._channel.wants_write:
             self._channel.flush()
             self._watch_channel()
@@ -99,15 +109,30 @@ class Worker:
                 self._fds = []
         if self._channel.closed:
             self._loop.unwatch(self._channel.fileno())
-            # also when draining already, with more time: nobody tells us of policies any more
-            self._log.line("error", "worker", "main process is gone: draining")
-            self._drain(m.Drain(deadline_seconds=_ORPHAN_DEADLINE_SECONDS))
+            self._orphaned("main process is gone: draining")
 
     def on_fault(self) -> None:
         """The pipe is broken: without main we can only finish what is open."""
         self._loop.unwatch(self._channel.fileno())
         self._channel.close()
-        self._drain(m.Drain(deadline_seconds=_ORPHAN_DEADLINE_SECONDS))
+        self._orphaned("pipe to the main process is broken: draining")
+
+    def _check_main(self) -> None:
+        """The pipe outlives main, in systemd's fd store, so that the next one can adopt us."""
+        if self._orphan:
+            return
+        silence = self._loop.now - self._heard_at
+        if silence >= _SILENCE_SECONDS:
+            self._orphaned(f"main process is silent for {silence:.0f} s: draining")
+        else:
+            self._loop.call_later(_SILENCE_SECONDS - silence, self._check_main)
+
+    def _orphaned(self, text: str) -> None:
+        """Also when draining already, with more time: nobody tells us of policies any more."""
+        if not self._orphan:
+            self._orphan = True
+            self._log.line("error", "worker", text)
+            self._drain(m.Drain(deadline_seconds=_ORPHAN_DEADLINE_SECONDS))
 
     def _configure(self, message: m.Configure) -> None:
         self._log.configure(message.log_level, message.log_format)
@@ -137,7 +162,7 @@ class Worker:
             listener.settimeout(0)
         server = WorkloadServer(self._context, Workload(message, netns_fd, self._log), listeners)
         self._servers[message.uid] = server
-        if self._draining:
+        if self._drain_until is not None:
             server.drain()
         self._send(m.Ack(uid=message.uid))
 
@@ -200,19 +225,22 @@ class Worker:
 
     # --- the end
     def _drain(self, message: m.Drain) -> None:
-        self._draining = True
-        deadline = self._loop.now + message.deadline_seconds
-        for server in self._servers.values():
-            server.drain()
-        self._check_drained(deadline, _DRAIN_POLL_SECONDS[0])
+        begun = self._drain_until is not None
+        self._drain_until = self._loop.now + message.deadline_seconds
+        if not begun:
+            for server in self._servers.values():
+                server.drain()
+            self._check_drained(_DRAIN_POLL_SECONDS[0])
 
-    def _check_drained(self, deadline: float, pause: float) -> None:
+    def _check_drained(self, pause: float) -> None:
         idle = not self._context.recorder.flows and not any(
             server.inbound for server in self._servers.values()
         )
-        if not idle and self._loop.now < deadline:
+        assert self._drain_until is not None
+        left = self._drain_until - self._loop.now
+        if not idle and left > 0:
             later = min(pause * 1.2, _DRAIN_POLL_SECONDS[1])
-            self._loop.call_later(pause, lambda: self._check_drained(deadline, later))
+            self._loop.call_later(min(pause, left), lambda: self._check_drained(later))
             return
         for server in self._servers.values():
             server.close(DRAINED)

@@ -1,0 +1,1 @@
+"""Faults on a converged lab, with their documented outcome: ``python -m tests.chaos``."""
