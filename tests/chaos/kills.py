@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from tests.chaos.report import Report
 from tests.lab.cast import APP_PORT, Cast
 from tests.support.machines import Machine
 from tests.support.mesh import ZTUNNEL, Mesh, Workload
-from tests.support.mixed_load import SHORT_CLIENTS, MixedLoad
+from tests.support.mixed_load import SHORT_CLIENTS, MixedLoad, Outcome
 from tests.support.waits import WAITS, wait_until
 
 RECOVERY_BOUND_SECONDS = 1.0
@@ -71,13 +72,17 @@ def _round(
             what="everybody replaced",
         )
         mesh.wait_ready(node)
-    outcome = load.outcome()
+    _judge(report, load.outcome(), held, number=number, victim=victim, node=node, first=recovered)
+
+
+def _judge(report: Report, outcome: Outcome, held: int, **about: Any) -> None:
     lost = len(outcome.failures) + outcome.transfers_lost + outcome.idle_lost
+    victim = about["victim"]
     report.add(
         {
-            "round": number,
+            "round": about["number"],
             "killed": victim,
-            "node": node.name,
+            "node": about["node"].name,
             "streams held": held,
             "lost": lost,
             "refused": sum("Refused" in text for text in outcome.failures),
@@ -85,7 +90,7 @@ def _round(
             "failed": len(outcome.failures),
             "transfers cut": outcome.transfers_lost,
             "idle lost": outcome.idle_lost,
-            "first served after s": recovered,
+            "first served after s": about["first"],
             "longest request s": outcome.longest_request_seconds,
         }
     )

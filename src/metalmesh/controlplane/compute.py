@@ -18,10 +18,16 @@ from metalmesh.constants import (
     TYPE_NETWORK_POLICY,
     TYPE_NODE,
 )
+from metalmesh.controlplane.conditions import (
+    of_network_policy,
+    of_peer_authentications,
+    of_translation,
+)
 from metalmesh.controlplane.memory import Memo, Memory
 from metalmesh.controlplane.namespace_view import NamespaceView
 from metalmesh.controlplane.services import ServiceCatalog, ServiceObjects
-from metalmesh.controlplane.snapshot import Condition, ServedResource, Snapshot, served_resource
+from metalmesh.controlplane.snapshot import ServedResource, Snapshot, served_resource
+from metalmesh.model.compat import NOTHING
 from metalmesh.model.node import Node
 from metalmesh.model.resources import (
     AuthorizationPolicy,
@@ -46,7 +52,7 @@ from metalmesh.policy.peer_authentication import (
     selects_workloads,
     strict_authorization,
 )
-from metalmesh.policy.translate import Translation, translate_authorization
+from metalmesh.policy.translate import translate_authorization
 from metalmesh.policy.trust_domains import TrustDomains, expand_policy
 from metalmesh.render.wds import NOWHERE, MeshOptions, workload_uid
 from metalmesh.xds.authorization import encode_authorization
@@ -55,9 +61,11 @@ from metalmesh.xds.node import encode_network_policy, encode_node
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from metalmesh.controlplane.snapshot import AcceptedObject
+    from metalmesh.controlplane.snapshot import AcceptedObject, Condition
     from metalmesh.model.authorization import IPNetwork
+    from metalmesh.model.compat import Deviation
     from metalmesh.model.workload import IPAddress
+    from metalmesh.policy.translate import Translation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +77,8 @@ class ComputeOptions:
     service_cidrs: tuple[IPNetwork, ...] = ()
     #: ranges from which hosts of ServiceEntries without addresses get theirs
     service_entry_cidrs: tuple[IPNetwork, ...] = ()
-    #: HTTP attributes in a DENY policy deny (see metalmesh.policy.translate)
-    http_deny_fail_closed: bool = True
+    #: what is done as Istio does it (see metalmesh.policy.translate)
+    compat: frozenset[Deviation] = NOTHING
     trust_domains: TrustDomains = field(default_factory=TrustDomains)
 
 
@@ -136,6 +144,8 @@ class _Run:
         self._peers: list[PeerAuthentication] = by_kind[PeerAuthentication]
         self._policies: list[AuthorizationPolicy] = by_kind[AuthorizationPolicy]
         self._network_policies: list[NetworkPolicyResource] = by_kind[NetworkPolicyResource]
+        #: status of every NetworkPolicy
+        self._selected: dict[str, tuple[Condition, ...]] = {}
 
     def result(self) -> Computation:
         translations = {
@@ -159,19 +169,22 @@ class _Run:
         return Computation(
             snapshot=Snapshot(MappingProxyType(types)),
             conditions={
-                f"AuthorizationPolicy {key}": (_condition(item),)
-                for key, item in translations.items()
-            }
-            | dict(self._catalog.conditions()),
+                **{
+                    f"AuthorizationPolicy {key}": (of_translation(item),)
+                    for key, item in translations.items()
+                },
+                **of_peer_authentications(self._peers, self._root),
+                **self._selected,
+                **dict(self._catalog.conditions()),
+            },
             identities=self._identities(),
             vips=vips,
             memo=self._memory.memo,
         )
 
     def _translate(self, policy: AuthorizationPolicy) -> Translation:
-        closed = self._options.http_deny_fail_closed
         expanded = expand_policy(policy, self._options.trust_domains)
-        return translate_authorization(expanded, self._root, fail_closed=closed)
+        return translate_authorization(expanded, self._root, self._options.compat)
 
     # --- policies ----------------------------------------------------------------------------
 
@@ -207,27 +220,32 @@ class _Run:
             self._shared("all", "entries", self._entries),
             self._shared("all", "namespaces", list(self._namespaces.values())),
         )
-        served: dict[str, ServedResource] = self._remember(
+        served: dict[str, ServedResource]
+        served, self._selected = self._remember(
             "all", "compiled", inputs, self._compile_network_policies
         )
         return served
 
-    def _compile_network_policies(self) -> dict[str, ServedResource]:
+    def _compile_network_policies(
+        self,
+    ) -> tuple[dict[str, ServedResource], dict[str, tuple[Condition, ...]]]:
+        """What is served, and the status of every policy."""
         if not self._network_policies:
-            return {}
+            return {}, {}
         index = TargetIndex(
             map(self._target, self._entries),
             {entry.meta.namespace: self._labels(entry.meta.namespace) for entry in self._entries},
         )
         placement = {workload_uid(entry, self._mesh): entry.node for entry in self._entries}
-        served = {}
+        served, conditions = {}, {}
         for policy in self._network_policies:
             compiled = compile_network_policy(policy, index)
             nodes = frozenset(placement[item.uid] for item in compiled.selected) - {""}
             served[compiled.key] = served_resource(
                 compiled.key, encode_network_policy(compiled), nodes=nodes
             )
-        return served
+            conditions[f"NetworkPolicy {compiled.key}"] = of_network_policy(compiled, len(nodes))
+        return served, conditions
 
     def _target(self, entry: WorkloadEntry) -> PolicyTarget:
         return PolicyTarget(
@@ -299,12 +317,3 @@ class _Run:
             if entry.node:
                 found[entry.node].add((entry.meta.namespace, entry.service_account))
         return {node: frozenset(pairs) for node, pairs in found.items()}
-
-
-def _condition(translation: Translation) -> Condition:
-    return Condition(
-        type=translation.condition,
-        status=translation.accepted,
-        reason=translation.reason,
-        message=translation.message,
-    )

@@ -23,6 +23,7 @@ from metalmesh.constants import (
 )
 from metalmesh.controlplane.compute import ComputeOptions
 from metalmesh.errors import ConfigError, IdentityError
+from metalmesh.model.compat import NOTHING, Deviation, parse_istio_compat
 from metalmesh.model.identity import check_trust_domain
 from metalmesh.model.resources.service import DISTRIBUTIONS
 from metalmesh.policy.trust_domains import TrustDomains
@@ -71,8 +72,8 @@ class ControlPlaneConfig:
     service_entry_cidrs: tuple[IPNetwork, ...] = _SERVICE_ENTRY_CIDRS
     #: trafficDistribution of services that choose none; "" is every endpoint alike
     traffic_distribution: str = ""
-    #: false: as in Istio, HTTP attributes can turn a DENY rule into one that does nothing
-    http_deny_fail_closed: bool = True
+    #: what is done as Istio does it (docs/beyond-istio.md)
+    istio_compat: frozenset[Deviation] = NOTHING
     svid_ttl_seconds: int = SVID_TTL_SECONDS
     svid_max_ttl_seconds: int = SVID_MAX_TTL_SECONDS
     node_token_ttl_seconds: int = NODE_TOKEN_TTL_SECONDS
@@ -92,7 +93,7 @@ class ControlPlaneConfig:
             ),
             service_cidrs=self.service_cidrs,
             service_entry_cidrs=self.service_entry_cidrs,
-            http_deny_fail_closed=self.http_deny_fail_closed,
+            compat=self.istio_compat,
             trust_domains=TrustDomains(self.trust_domain, self.trust_domain_aliases),
         )
 
@@ -197,4 +198,5 @@ _CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
     "Path": _path,
     "tuple[str, ...]": _strings,
     "tuple[IPNetwork, ...]": _networks,
+    "frozenset[Deviation]": parse_istio_compat,
 }

@@ -41,4 +41,9 @@ def _metrics(registry: Registry, request: Request) -> Response:
 
 
 def _json(value: Any) -> Response:
-    return json_text(json.dumps(value, indent=1, default=str) + "\n")
+    return json_text(json.dumps(value, indent=1, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: addresses, paths and sets of names."""
+    return sorted(item.value for item in value) if isinstance(value, frozenset) else str(value)

@@ -75,6 +75,15 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """Something the policies had to say, for the log."""
+
+    text: str
+    #: ``namespace/name``, "" when it is of no single one
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a connection may be, and why."""
 
@@ -83,8 +92,8 @@ class Verdict:
     reason: str
     #: ``namespace/name`` of the policy that decided, "" when no single one did
     policy: str = ""
-    #: what dry-run policies would have done, one text each
-    notes: tuple[str, ...] = ()
+    #: what dry-run policies would have done
+    notes: tuple[Note, ...] = ()
 
     @property
     def error(self) -> str:
@@ -120,9 +129,11 @@ def applicable(
 def evaluate(authorizations: Sequence[Authorization], connection: Connection) -> Verdict:
     """Decide a connection to a workload to which all of ``authorizations`` apply."""
     connection = _canonical(connection)
-    notes = []
-    if any(_matches(p, connection) for p in _select(authorizations, Action.DENY, dry_run=True)):
-        notes.append(DRY_RUN_DENY)
+    notes = [
+        Note(DRY_RUN_DENY, policy.key)
+        for policy in _select(authorizations, Action.DENY, dry_run=True)
+        if _matches(policy, connection)
+    ]
     for policy in _select(authorizations, Action.DENY, dry_run=False):
         if _matches(policy, connection):
             reason = f"explicitly denied by: {policy.key}"
@@ -139,11 +150,10 @@ def evaluate(authorizations: Sequence[Authorization], connection: Connection) ->
 
 def _dry_run_allow(
     authorizations: Sequence[Authorization], connection: Connection, *, enforced: bool
-) -> list[str]:
+) -> list[Note]:
     dry = _select(authorizations, Action.ALLOW, dry_run=True)
-    if any(_matches(policy, connection) for policy in dry):
-        return [DRY_RUN_ALLOW]
-    return [DRY_RUN_NONE_ALLOWED] if dry and not enforced else []
+    found = [Note(DRY_RUN_ALLOW, policy.key) for policy in dry if _matches(policy, connection)]
+    return found or ([Note(DRY_RUN_NONE_ALLOWED)] if dry and not enforced else [])
 
 
 def _select(

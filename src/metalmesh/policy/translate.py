@@ -2,14 +2,14 @@
 
 Where a ztunnel cannot see what a policy asks for (HTTP attributes), the result is never wider than
 the policy: an ALLOW rule goes, a DENY rule loses those attributes and so denies at least as much.
-Istio instead lets such a DENY rule do nothing when nothing is left of a list; ``fail_closed=False``
-does the same.
+Istio instead lets such a DENY rule do nothing when nothing is left of a list, and does not look at
+``trustDomains``; ``compat`` has it done that way.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from metalmesh.model.authorization import (
@@ -22,6 +22,7 @@ from metalmesh.model.authorization import (
     ServiceAccountMatch,
     StringMatch,
 )
+from metalmesh.model.compat import NOTHING, Deviation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,11 +52,12 @@ class Translation:
 
 
 def translate_authorization(
-    policy: AuthorizationPolicy, root_namespace: str, *, fail_closed: bool = True
+    policy: AuthorizationPolicy, root_namespace: str, compat: frozenset[Deviation] = NOTHING
 ) -> Translation:
     """Translate one policy; the status is Istio's (istio-facts 5.8)."""
     if policy.target_refs:
-        message = f"{policy.target_refs[0]} is not bound to a waypoint"
+        kind, _, name = policy.target_refs[0].partition("/")
+        message = f"{kind} {name} is not bound to a waypoint"
         return Translation(
             authorization=None,
             condition="WaypointAccepted",
@@ -65,34 +67,42 @@ def translate_authorization(
         )
     if policy.action not in ("ALLOW", "DENY"):
         return _unsupported(f"ztunnel does not support the {policy.action} action")
-    if policy.meta.annotations.get(ANNOTATION_DRY_RUN) == "true":
-        return _unsupported(
-            f"annotation {ANNOTATION_DRY_RUN} is not supported; remove it to enforce the policy"
-        )
     action = Action[policy.action]
-    rules, found = _rules(policy, action, fail_closed=fail_closed)
+    rules, found = _rules(policy, action, compat)
     authorization = Authorization(
         name=policy.meta.name,
         namespace=policy.meta.namespace,
         scope=_scope(policy, root_namespace),
         action=action,
         rules=rules,
+        dry_run=policy.meta.annotations.get(ANNOTATION_DRY_RUN) == "true",
     )
     if not found:
-        message = "attached to ztunnel"
-        return _accepted(authorization, "Accepted", message)
-    effect = _effect(rules, action)
-    message = f"ztunnel does not support HTTP attributes (found: {', '.join(found)}); {effect}"
+        return _accepted(authorization, "Accepted", "attached to ztunnel")
+    message = (
+        f"ztunnel does not support HTTP attributes (found: {', '.join(sorted(found))}). "
+        f"In ambient mode you must use a waypoint proxy to enforce HTTP rules. "
+        f"{_effect(rules, action)}"
+    )
     return _accepted(authorization, "UnsupportedValue", message)
 
 
 def _effect(rules: tuple[Rule, ...], action: Action) -> str:
-    """What became of rules with HTTP attributes."""
+    """What became of rules with HTTP attributes; Istio's words where Istio does the same."""
     if action is Action.ALLOW:
-        return "rules with them were omitted, so that the policy allows less than asked"
+        return (
+            "Within an ALLOW policy, rules matching HTTP attributes are omitted. "
+            "This will be more restrictive than requested."
+        )
     if any(Match() in clause for rule in rules for clause in rule):
-        return "alternatives with nothing else were dropped, so that the policy denies less"
-    return "they were ignored, so that these rules deny more than asked"
+        return (
+            "DENY rules in which nothing else is left have no effect. "
+            "This will be less restrictive than requested."
+        )
+    return (
+        "DENY policy with HTTP attributes is enforced without the HTTP rules. "
+        "This will be more restrictive than requested."
+    )
 
 
 def _accepted(authorization: Authorization, reason: str, message: str) -> Translation:
@@ -124,21 +134,45 @@ def _scope(policy: AuthorizationPolicy, root_namespace: str) -> PolicyScope:
 
 
 def _rules(
-    policy: AuthorizationPolicy, action: Action, *, fail_closed: bool
+    policy: AuthorizationPolicy, action: Action, compat: frozenset[Deviation]
 ) -> tuple[tuple[Rule, ...], list[str]]:
     """The rules a ztunnel can enforce, and the HTTP attributes that were met."""
     rules: list[Rule] = []
     found: dict[str, None] = {}
+    namespace = policy.meta.namespace
     for rule in policy.rules:
+        if Deviation.TRUST_DOMAINS in compat:
+            rule = _without_trust_domains(rule)
         attributes = _http_attributes(rule)
         found.update(dict.fromkeys(attributes))
         if attributes and action is Action.ALLOW:
             continue
-        rules.append(_rule(rule, policy.meta.namespace, fail_closed=fail_closed))
+        rules += [_rule(part, namespace, compat) for part in _apart(rule)]
     return tuple(rules), list(found)
 
 
-def _rule(rule: AuthorizationRule, namespace: str, *, fail_closed: bool) -> Rule:
+def _without_trust_domains(rule: AuthorizationRule) -> AuthorizationRule:
+    """Istio's reading: as if nobody had written them."""
+    if rule.sources is None:
+        return rule
+    names = ("trustDomains", "notTrustDomains")
+    left = (tuple(item for item in source if item[0] not in names) for source in rule.sources)
+    return replace(rule, sources=tuple(left))
+
+
+def _apart(rule: AuthorizationRule) -> list[AuthorizationRule]:
+    """One rule per source where a source names principals and trust domains.
+
+    Both are compared with the principal, so their AND takes two clauses, and the clauses of a
+    rule hold for all of its sources.
+    """
+    both = {"principals", "trustDomains"}
+    if not any(both <= {name for name, _ in source} for source in rule.sources or ()):
+        return [rule]
+    return [replace(rule, sources=(source,)) for source in rule.sources or ()]
+
+
+def _rule(rule: AuthorizationRule, namespace: str, compat: frozenset[Deviation]) -> Rule:
     """From AND to AND every when; a list that matches anything is left out."""
     clauses = []
     for entries in (rule.sources, rule.operations):
@@ -147,8 +181,17 @@ def _rule(rule: AuthorizationRule, namespace: str, *, fail_closed: bool) -> Rule
         matches = tuple(_match(entry, namespace) for entry in entries)
         # an entry of HTTP attributes only has become "anything", and alternatives are ORed; as an
         # empty Match, Istio's way, it is an alternative that never matches
-        if not fail_closed or Match() not in matches:
+        anything = any(
+            entry and match == Match() for entry, match in zip(entries, matches, strict=True)
+        )
+        if Deviation.HTTP_DENY in compat or not anything:
             clauses.append(matches)
+    clauses += [
+        (Match(principals=tuple(map(_trust_domain, values))),)
+        for source in rule.sources or ()
+        for name, values in source
+        if name == "trustDomains" and "principals" in dict(source)
+    ]
     clauses += [
         (_when(condition),) for condition in rule.conditions if condition.key in _WHEN_FIELDS
     ]
@@ -160,11 +203,15 @@ def _match(fields: Fields, namespace: str) -> Match:
     values: dict[str, Any] = {}
     for name, texts in fields:
         negated, positive = _split_name(name)
-        if positive not in _FIELDS:
-            continue
-        family, convert = _FIELDS[positive]
-        key = f"not_{family}" if negated else family
-        values[key] = tuple(convert(text, namespace) for text in texts)
+        if positive == "trustDomains":
+            if not negated and "principals" in dict(fields):
+                continue  # a clause of its own
+            key = "not_principals" if negated else "principals"
+            values[key] = (*values.get(key, ()), *map(_trust_domain, texts))
+        elif positive in _FIELDS:
+            family, convert = _FIELDS[positive]
+            key = f"not_{family}" if negated else family
+            values[key] = tuple(convert(text, namespace) for text in texts)
     return Match(**values)
 
 
@@ -182,7 +229,7 @@ def _http_attributes(rule: AuthorizationRule) -> list[str]:
     """Names of what a ztunnel cannot see in a rule."""
     entries = [*(rule.sources or ()), *(rule.operations or ())]
     names = [name for fields in entries for name, _ in fields]
-    found = [name for name in names if _split_name(name)[1] not in _FIELDS]
+    found = [name for name in names if _split_name(name)[1] not in (*_FIELDS, "trustDomains")]
     return found + [item.key for item in rule.conditions if item.key not in _WHEN_FIELDS]
 
 
@@ -204,6 +251,15 @@ def _string(text: str, _namespace: str) -> StringMatch:
     if text.endswith("*"):
         return StringMatch(MatchKind.PREFIX, text[:-1])
     return StringMatch(MatchKind.EXACT, text)
+
+
+def _trust_domain(text: str) -> StringMatch:
+    """A principal begins with its trust domain and a slash."""
+    if text == "*":
+        return StringMatch(MatchKind.PRESENCE)
+    if text.endswith("*"):
+        return StringMatch(MatchKind.PREFIX, text[:-1])
+    return StringMatch(MatchKind.PREFIX, f"{text}/")
 
 
 def _network(text: str, _namespace: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
 
 _FIELDS = ("principals", "notPrincipals")
+_DOMAIN_FIELDS = ("trustDomains", "notTrustDomains")
 _CONDITION = "source.principal"
 
 
@@ -58,6 +59,14 @@ class TrustDomains:
             return [f"{name}/{rest}" for name in self.names]
         return [principal]
 
+    def expand_domains(self, domains: Iterable[str]) -> tuple[str, ...]:
+        """Trust domains as sources name them; one of ours stands for all of ours."""
+        found: dict[str, None] = {}
+        for domain in domains:
+            ours = domain in self.names or domain == DEFAULT_TRUST_DOMAIN
+            found.update(dict.fromkeys(self.names if ours else (domain,)))
+        return tuple(found)
+
     def expand_identities(self, uris: Iterable[str]) -> tuple[str, ...]:
         """SPIFFE URIs of ours in every trust domain, the given ones first."""
         given = tuple(uris)
@@ -86,10 +95,15 @@ def _rule(rule: AuthorizationRule, domains: TrustDomains) -> AuthorizationRule:
 
 
 def _fields(fields: Fields, domains: TrustDomains) -> Fields:
-    return tuple(
-        (name, domains.expand_principals(values) if name in _FIELDS else values)
-        for name, values in fields
-    )
+    found = []
+    for name, values in fields:
+        if name in _FIELDS:
+            found.append((name, domains.expand_principals(values)))
+        elif name in _DOMAIN_FIELDS:
+            found.append((name, domains.expand_domains(values)))
+        else:
+            found.append((name, values))
+    return tuple(found)
 
 
 def _condition(condition: Condition, domains: TrustDomains) -> Condition:

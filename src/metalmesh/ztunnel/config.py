@@ -18,6 +18,7 @@ from metalmesh.constants import (
     ZDS_SOCKET,
 )
 from metalmesh.errors import ConfigError, IdentityError
+from metalmesh.model.compat import NOTHING, Deviation, parse_istio_compat
 from metalmesh.model.identity import check_trust_domain
 
 if TYPE_CHECKING:
@@ -61,11 +62,16 @@ class ZtunnelConfig:
     drain_deadline_seconds: float = 0
     #: hold NetworkPolicy port rules inside HBONE too
     network_policy_inner_enforcement: bool = True
+    #: what is done as Istio does it (docs/beyond-istio.md)
+    istio_compat: frozenset[Deviation] = NOTHING
     #: life asked of the CA for workload certificates
     secret_ttl_seconds: int = SVID_TTL_SECONDS
     log_level: str = "info"
     log_format: str = "plain"
     access_log: bool = True
+    #: what policies had to say about a connection is logged at info instead of debug
+    #: (Istio's AUTHZ_POLICY_INFO_LOGGING)
+    authz_policy_info_logging: bool = False
     #: TLS secrets for wire captures; only where METALMESH_LAB=1
     tls_keylog_path: str = ""
 
@@ -97,6 +103,11 @@ def parse_config(
 
 def _typed(kind: type, value: Any, where: str) -> Any:
     """Strict types: YAML's ``yes`` is no text and ``"2"`` is no number."""
+    if kind == frozenset[Deviation]:
+        try:
+            return parse_istio_compat(value)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}, is {value!r}") from None
     if kind == tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ConfigError(f"{where}: must be a list of texts, is {value!r}")

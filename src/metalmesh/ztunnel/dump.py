@@ -49,7 +49,8 @@ async def config_dump(ztunnel: Ztunnel) -> str:
         "staticConfig": {"workloads": [], "policies": [], "services": []},
         "version": _version(),
         "config": {
-            _camel(name): value for name, value in dataclasses.asdict(ztunnel.config).items()
+            _camel(name): _plain(value)
+            for name, value in dataclasses.asdict(ztunnel.config).items()
         },
         "certificates": _certificates(ztunnel.certificates),
         "workloadState": _workload_state(ztunnel, connections),
@@ -208,3 +209,10 @@ def _workload_state(ztunnel: Ztunnel, connections: list[dict[str, str]]) -> dict
                 }
             )
     return found
+
+
+def _plain(value: object) -> object:
+    """A setting as JSON has it."""
+    if isinstance(value, frozenset):
+        return sorted(entry.value for entry in value)
+    return value

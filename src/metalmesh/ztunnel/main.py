@@ -356,6 +356,7 @@ class Ztunnel:
                 log_level=config.log_level,
                 log_format=config.log_format,
                 access_log=config.access_log,
+                rbac_level="info" if config.authz_policy_info_logging else "debug",
                 keylog_path=config.tls_keylog_path,
                 cluster_id=config.cluster_id,
                 trust_domains=self.mesh.trust_domains.names if config.trust_domain_aliases else (),

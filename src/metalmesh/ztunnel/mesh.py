@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +21,7 @@ from metalmesh.constants import (
     TYPE_NETWORK_POLICY,
     WORKLOAD_INFO_TIMEOUT_SECONDS,
 )
+from metalmesh.model.compat import Deviation
 from metalmesh.model.workload import TunnelProtocol
 from metalmesh.policy.trust_domains import TrustDomains
 from metalmesh.routing.route import Route, RouteKind, find_route, narrow, with_addresses
@@ -88,6 +89,8 @@ class MeshView:
         self._refresh_planned = False
         self._routes_changed = False
         self._grace_over = False
+        #: whether policies that change decide open connections anew
+        self._reevaluate = True
         self.trust_domains = TrustDomains(config.trust_domain, config.trust_domain_aliases)
         self.state = MeshState()
         self.locals: dict[str, LocalWorkload] = {}
@@ -107,6 +110,8 @@ class MeshView:
                     )
             case _:
                 self.state.apply_network_policies(update.changed, update.removed)
+        if update.type_url != TYPE_ADDRESS:
+            self._reevaluate = True
         self._received.add(update.type_url)
         self.plan_refresh()
 
@@ -139,6 +144,7 @@ class MeshView:
             self._publish(messages.InvalidateRoutes())
         for local in self.locals.values():
             self._refresh_local(local)
+        self._reevaluate = Deviation.POLICY_ATTACHMENT not in self._config.istio_compat
         self._on_identities(self._identities())
         self._answer_waiting()
 
@@ -151,7 +157,7 @@ class MeshView:
         policies = self._policies(local, workload)
         if policies is not None and policies != local.policies:
             local.policies = policies
-            self._publish(policies)
+            self._publish(replace(policies, reevaluate=self._reevaluate))
 
     def _policies(
         self, local: LocalWorkload, workload: Workload | None
@@ -172,6 +178,7 @@ class MeshView:
             local.info.uid,
             workload,
             inner_enforcement=self._config.network_policy_inner_enforcement,
+            compat=self._config.istio_compat,
         )
 
     def _identities(self) -> set[str]:

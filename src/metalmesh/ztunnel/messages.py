@@ -78,6 +78,8 @@ class Configure:
     log_level: str = "info"
     log_format: str = "plain"  # plain | json
     access_log: bool = True
+    #: level of what policies had to say about a connection: debug or info
+    rbac_level: str = "debug"
     keylog_path: str = ""
     #: this mesh's own cluster, the value of ``cluster`` labels of local workloads
     cluster_id: str = ""
@@ -159,6 +161,8 @@ class Policies:
     #: inbound connections wait (as they do before the first Policies of a workload) for
     #: WORKLOAD_INFO_TIMEOUT_SECONDS at most and are then denied; open ones stay as they are.
     missing: tuple[str, ...] = ()
+    #: whether they decide open connections anew, too
+    reevaluate: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from metalmesh.model.compat import NOTHING, Deviation
 from metalmesh.model.workload import TunnelProtocol
 from metalmesh.policy.l4 import applicable
 from metalmesh.policy.network_policy import network_policy_to_dict
@@ -100,7 +101,12 @@ def view_local(workload: Workload | None) -> LocalView:
 
 
 def policies_for(
-    state: MeshState, uid: str, workload: Workload, *, inner_enforcement: bool
+    state: MeshState,
+    uid: str,
+    workload: Workload,
+    *,
+    inner_enforcement: bool,
+    compat: frozenset[Deviation] = NOTHING,
 ) -> messages.Policies:
     """Everything that decides inbound connections of the local workload ``uid``."""
     authorizations, missing = applicable(state.policies.values(), workload)
@@ -113,8 +119,8 @@ def policies_for(
         uid=uid,
         authorizations=tuple(policy.to_dict() for policy in authorizations),
         network_policies=tuple(map(network_policy_to_dict, selecting)),
-        inner_enforcement=inner_enforcement,
-        missing=missing,
+        inner_enforcement=inner_enforcement and Deviation.NETWORK_POLICY_PORTS not in compat,
+        missing=() if Deviation.MISSING_POLICY in compat else missing,
     )
 
 

@@ -20,7 +20,7 @@ from metalmesh.model.authorization import (
 )
 from metalmesh.model.identity import SpiffeId
 from metalmesh.model.workload import Workload
-from metalmesh.policy.l4 import Connection, applicable, evaluate, unmapped
+from metalmesh.policy.l4 import Connection, Note, applicable, evaluate, unmapped
 
 WEB = SpiffeId("cluster.local", "shop", "web")
 BATCH = SpiffeId("other.example", "jobs", "batch")
@@ -214,9 +214,12 @@ def test_dry_run_policies_decide_nothing_but_are_noted() -> None:
     allow = policy(((NEVER,),), dry_run=True)
     verdict = evaluate([deny, allow], FROM_WEB)
     assert verdict.allowed
-    assert verdict.notes == ("dry-run: deny policy match", "dry-run: no allow policies match")
+    assert verdict.notes == (
+        Note("dry-run: deny policy match", "shop/p"),
+        Note("dry-run: no allow policies match"),
+    )
     matching = policy(((WEB_MATCH,),), dry_run=True)
-    assert evaluate([matching], FROM_WEB).notes == ("dry-run: allow policy match",)
+    assert evaluate([matching], FROM_WEB).notes == (Note("dry-run: allow policy match", "shop/p"),)
     assert evaluate([allow, policy(((WEB_MATCH,),))], FROM_WEB).notes == ()
 
 

@@ -17,6 +17,7 @@ from metalmesh.model.authorization import (
     ServiceAccountMatch,
     StringMatch,
 )
+from metalmesh.model.compat import Deviation
 from metalmesh.model.resources import ParsedObject, parse_object
 from metalmesh.policy.translate import Translation, translate_authorization
 
@@ -182,12 +183,12 @@ ISTIOS_WAY = [
 def test_istios_way_keeps_alternatives_that_never_match(rule: str, expected: tuple) -> None:
     """The switch back: an empty Match is skipped by a ztunnel (istio-facts 5.5)."""
     translated = translate_authorization(
-        _read(f"action: DENY\nrules: [{rule}]"), "istio-system", fail_closed=False
+        _read(f"action: DENY\nrules: [{rule}]"), "istio-system", frozenset({Deviation.HTTP_DENY})
     )
     assert translated.authorization is not None
     assert translated.authorization.rules == (expected,)
     empty = any(Match() in clause for clause in expected)
-    assert ("denies less" in translated.message) is empty
+    assert ("less restrictive than requested" in translated.message) is empty
 
 
 def test_other_rules_of_an_allow_policy_stay() -> None:
@@ -200,8 +201,14 @@ def test_status_names_every_http_attribute_once() -> None:
     rule = "{to: [{operation: {paths: [/x], notHosts: [h]}}, {operation: {paths: [/y]}}]}"
     message = _translate(f"action: DENY\nrules: [{rule}]").message
     assert message == (
-        "ztunnel does not support HTTP attributes (found: notHosts, paths); they were ignored, so "
-        "that these rules deny more than asked"
+        "ztunnel does not support HTTP attributes (found: notHosts, paths). In ambient mode you must "
+        "use a waypoint proxy to enforce HTTP rules. DENY policy with HTTP attributes is enforced "
+        "without the HTTP rules. This will be more restrictive than requested."
+    )
+    message = _translate(f"rules: [{rule}]").message
+    assert message.endswith(
+        "Within an ALLOW policy, rules matching HTTP attributes are omitted. This will be more "
+        "restrictive than requested."
     )
 
 
@@ -223,11 +230,13 @@ def test_actions_a_ztunnel_does_not_have_are_refused(action: str) -> None:
     assert status.message == f"ztunnel does not support the {action} action"
 
 
-def test_dry_run_policy_is_not_sent() -> None:
-    """A ztunnel that does not know dry_run would enforce it (istio-facts 5.4)."""
-    status = _translate("action: DENY\nrules: [{}]", annotations="{istio.io/dry-run: 'true'}")
-    assert status.authorization is None
-    assert status.reason == "UnsupportedValue"
+@pytest.mark.parametrize(("value", "expected"), [("true", True), ("false", False), ("yes", False)])
+def test_annotation_makes_a_dry_run(value: str, expected: bool) -> None:
+    """Evaluated and logged, never enforced (istio-facts 5.4); the status is as ever."""
+    status = _translate("action: DENY\nrules: [{}]", annotations=f"{{istio.io/dry-run: '{value}'}}")
+    assert status.authorization is not None
+    assert status.authorization.dry_run is expected
+    assert (status.accepted, status.reason) == (True, "Accepted")
 
 
 def test_policy_of_a_waypoint_is_not_sent() -> None:
@@ -237,7 +246,7 @@ def test_policy_of_a_waypoint_is_not_sent() -> None:
         "WaypointAccepted",
         False,
         "AncestorNotBound",
-        "Service/echo is not bound to a waypoint",
+        "Service echo is not bound to a waypoint",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from metalmesh.errors import ConfigError
+from metalmesh.model.compat import EVERYTHING, NOTHING, Deviation
 from metalmesh.ztunnel.config import ZtunnelConfig, parse_config
 
 SOURCE = "/etc/metalmesh/ztunnel.yaml"
@@ -41,6 +42,8 @@ def test_every_value_is_taken() -> None:
         ({"workers": True}, "workers: must be a whole number, is True"),
         ({"workers": 0}, "workers: must be 1 to 64, is 0"),
         ({"access_log": "yes"}, "access_log: must be true or false, is 'yes'"),
+        ({"istio_compat": ["http"]}, "istio_compat: knows no 'http'; the names are http_deny, "),
+        ({"istio_compat": "all"}, "istio_compat: must be true, false or a list of names"),
         ({"drain_deadline_seconds": -1}, "drain_deadline_seconds: must not be negative"),
         ({"drain_deadline_seconds": "25s"}, "drain_deadline_seconds: must be a number"),
         ({"secret_ttl_seconds": 5}, "secret_ttl_seconds: must be at least 60"),
@@ -69,3 +72,15 @@ def test_key_log_is_for_labs_only() -> None:
     assert config.tls_keylog_path == "/tmp/keys"
     with pytest.raises(ConfigError, match="METALMESH_LAB=1"):
         parse_config(values, SOURCE, {"METALMESH_LAB": "0"})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, EVERYTHING),
+        (False, NOTHING),
+        (["missing_policy"], frozenset({Deviation.MISSING_POLICY})),
+    ],
+)
+def test_istio_compat_is_a_list_or_everything(value: object, expected: object) -> None:
+    assert parse_config({**MINIMAL, "istio_compat": value}, SOURCE, {}).istio_compat == expected

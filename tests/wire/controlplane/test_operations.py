@@ -64,6 +64,53 @@ def test_broken_object_is_reported_and_its_last_good_version_served(plane: Plane
     assert plane.logged("resource error resolved")
 
 
+POLICIES = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: audit, namespace: demo}
+spec: {action: AUDIT, rules: [{}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: plain, namespace: demo}
+spec: {rules: [{}]}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: demo}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed, namespace: demo}
+spec: {podSelector: {}}
+"""
+
+
+def test_every_kind_of_policy_has_a_status(plane: Plane) -> None:
+    """In the debug page and in the saved status; what cannot be enforced is not served."""
+    plane.put("policies.yaml", POLICIES)
+
+    def conditions() -> dict[str, tuple[str, str, str]]:
+        objects = json.loads(plane.get("/debug/resources"))["objects"]
+        return {
+            item["object"]: (found["type"], found["status"], found["reason"])
+            for item in objects
+            for found in item["conditions"]
+        }
+
+    expected = {
+        "AuthorizationPolicy demo/audit": ("ZtunnelAccepted", "False", "UnsupportedValue"),
+        "AuthorizationPolicy demo/plain": ("ZtunnelAccepted", "True", "Accepted"),
+        "PeerAuthentication demo/strict": ("ZtunnelAccepted", "True", "Accepted"),
+        "NetworkPolicy demo/closed": ("Accepted", "True", "Accepted"),
+    }
+    wait_until(lambda: conditions() == expected, CHANGE)
+    page = json.loads(plane.get("/debug/resources"))
+    wait_until(lambda: _saved_status(plane) == page, CHANGE)
+    assert "ztunnel does not support the AUDIT action" in json.dumps(page)
+
+
 def test_lost_store_deletes_nothing(plane: Plane) -> None:
     moved = plane.directory / "elsewhere"
     plane.store.rename(moved)

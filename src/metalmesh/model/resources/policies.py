@@ -21,7 +21,7 @@ ACTIONS: Final = ("ALLOW", "DENY", "AUDIT", "CUSTOM")
 #: fields of a source and of an operation; each also exists as ``notX``
 SOURCE_FIELDS: Final = (
     "principals", "requestPrincipals", "namespaces", "ipBlocks", "remoteIpBlocks",
-    "serviceAccounts",
+    "serviceAccounts", "trustDomains",
 )  # fmt: skip
 OPERATION_FIELDS: Final = ("hosts", "ports", "methods", "paths")
 _IP_FIELDS: Final = ("ipBlocks", "remoteIpBlocks")
@@ -199,6 +199,8 @@ def _check_values(part: Reader, name: str, field: str, values: tuple[str, ...]) 
                 part.fail(where, f"{shown(value)} must be NAME or NAMESPACE/NAME, no wildcard")
         elif field in ("principals", "namespaces"):
             _check_wildcard(part, where, value)
+        elif field == "trustDomains":
+            _check_trust_domain(part, where, value)
 
 
 def _check_port(reader: Reader, where: str, value: str) -> None:
@@ -210,6 +212,13 @@ def _check_wildcard(reader: Reader, where: str, value: str) -> None:
     """One ``*`` at the start or at the end: anything else never matches what it seems to."""
     if "*" in value[1:-1] or (len(value) > 1 and value[0] == value[-1] == "*"):
         reader.fail(where, f"{shown(value)} may have one * only, at its start or end")
+
+
+def _check_trust_domain(reader: Reader, where: str, value: str) -> None:
+    """What a ztunnel can compare: a principal begins with its trust domain."""
+    if "*" in value[:-1] or "/" in value:
+        text = "must be a trust domain, the beginning of one and *, or *"
+        reader.fail(where, f"{shown(value)} {text}")
 
 
 #: ``when`` keys whose values are addresses

@@ -136,6 +136,7 @@ class Worker:
 
     def _configure(self, message: m.Configure) -> None:
         self._log.configure(message.log_level, message.log_format)
+        self._log.rbac_level = message.rbac_level
         self._context.recorder.access_log = message.access_log
         self._keylog_path = message.keylog_path
         self._context.trust_domains = frozenset(message.trust_domains)

@@ -54,6 +54,8 @@ class LogWriter:
         self._stamp = ""
         self._json = False
         self.threshold = LEVELS["info"]
+        #: level of what policies had to say about a connection
+        self.rbac_level = "debug"
         self.dropped = 0
 
     def configure(self, level: str, log_format: str) -> None:

@@ -11,7 +11,6 @@ from metalmesh.model.identity import SpiffeId, parse_spiffe_id
 from metalmesh.model.network_policy import CompiledNetworkPolicy, Protocol
 from metalmesh.policy import l4, network_policy
 from metalmesh.ztunnel.worker.flow import CONNECT, DENY, NETWORK_POLICY
-from metalmesh.ztunnel.worker.logs import LEVELS
 from metalmesh.ztunnel.worker.metrics import Party
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 #: connections a workload lets wait for policies or routes; more are refused
 MAX_WAITING: Final = 4096
 _MAX_VERDICTS: Final = 4096
-DEBUG: Final = LEVELS["debug"]
 UNKNOWN_WORKLOAD: Final = "failed to fetch information about local workload"
 
 
@@ -57,7 +55,7 @@ class Workload:
         #: those among them that no policy has been able to decide yet
         self.undecided: dict[Judged, None] = {}
         self._policies: Policies | None = None
-        self._verdicts: dict[tuple[l4.Connection, bool], tuple[str, str, tuple[str, ...]]] = {}
+        self._verdicts: dict[tuple[l4.Connection, bool], tuple[str, str, tuple[l4.Note, ...]]] = {}
         self._authorizations: tuple[Authorization, ...] = ()
         self._network_policies: tuple[CompiledNetworkPolicy, ...] = ()
         self.update(message)
@@ -103,8 +101,9 @@ class Workload:
         self._policies = message
         if message.missing:
             return
-        for connection in [c for c in self.inbound if c not in self.undecided]:
-            self._close_denied(connection)
+        if message.reevaluate:
+            for connection in [c for c in self.inbound if c not in self.undecided]:
+                self._close_denied(connection)
         self.decide_waiting()
 
     def decide_waiting(self) -> None:
@@ -126,22 +125,25 @@ class Workload:
                 self._verdicts.clear()
             verdict = self._verdicts[key] = self._decide(subject, tunneled=tunneled)
         error, flag, notes = verdict
-        if self.log.threshold <= DEBUG:
+        if self.log.wants(self.log.rbac_level):
             for note in notes:
-                self.log.line("debug", "rbac", note, self._subject_fields(subject))
+                fields = self._subject_fields(subject)
+                if note.policy:
+                    fields.append(("policy", note.policy, False))
+                self.log.line(self.log.rbac_level, "rbac", note.text, fields)
         if error:
             raise PolicyDeniedError(error, flag)
 
     def _decide(
         self, subject: l4.Connection, *, tunneled: bool
-    ) -> tuple[str, str, tuple[str, ...]]:
+    ) -> tuple[str, str, tuple[l4.Note, ...]]:
         """Error and flag of a refusal ("" when allowed), and what the policies had to say.
 
         NetworkPolicy is enforced here for tunneled connections only, whose port the node's
         packet rules cannot see; plaintext passes those rules.
         """
         verdict = l4.evaluate(self._authorizations, subject)
-        notes = (*verdict.notes, verdict.reason)
+        notes = (*verdict.notes, l4.Note(verdict.reason, verdict.policy))
         if not verdict.allowed:
             return verdict.error, DENY, notes
         if not tunneled or self._policies is None or not self._policies.inner_enforcement:
@@ -154,8 +156,8 @@ class Workload:
             subject.destination_port,
         )
         if admitted.allowed:
-            return "", "", (*notes, admitted.message)
-        return l4.REJECTION + admitted.message, NETWORK_POLICY, (*notes, admitted.message)
+            return "", "", (*notes, l4.Note(admitted.message))
+        return l4.REJECTION + admitted.message, NETWORK_POLICY, (*notes, l4.Note(admitted.message))
 
     def _subject_fields(self, subject: l4.Connection) -> list[Field]:
         fields = [

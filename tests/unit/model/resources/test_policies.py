@@ -47,7 +47,7 @@ WRONG = [
     ("PeerAuthentication", "selector: {matchExpressions: []}", "spec.selector.matchExpressions: unknown field; remove it"),
     ("AuthorizationPolicy", "action: deny", "spec.action: must be one of ALLOW, DENY, AUDIT, CUSTOM, got 'deny'"),
     ("AuthorizationPolicy", RULE % "", "spec.rules[0].from[0].source: must have at least one field"),
-    ("AuthorizationPolicy", RULE % "trustDomains: [a]", "spec.rules[0].from[0].source.trustDomains: unknown field; remove it"),
+    ("AuthorizationPolicy", RULE % "trustDomain: [a]", "spec.rules[0].from[0].source.trustDomain: unknown field; did you mean trustDomains?"),
     ("AuthorizationPolicy", RULE % "ipBlocks: [10.0.0.300]", "spec.rules[0].from[0].source.ipBlocks[0]: '10.0.0.300' is not a CIDR such as 10.0.0.0/8"),
     ("AuthorizationPolicy", RULE % "principals: ['a*b']", "spec.rules[0].from[0].source.principals[0]: 'a*b' may have one * only, at its start or end"),
     ("AuthorizationPolicy", RULE % "namespaces: ['*a*']", "spec.rules[0].from[0].source.namespaces[0]: '*a*' may have one * only, at its start or end"),
