@@ -29,7 +29,7 @@ class RouteKind(Enum):
 
     HBONE = "hbone"
     TCP = "tcp"
-    #: a service with endpoints inside and outside of the mesh; see :func:`narrow`
+    #: a service with endpoints inside and outside of the mesh: hops without authority are plain
     MIXED = "mixed"
     PASSTHROUGH = "passthrough"
     ERROR = "error"
@@ -150,18 +150,6 @@ def with_addresses(route: Route, resolved: Mapping[str, IPAddress]) -> Route:
         uids = ", ".join(hop.workload.uid for hop in route.hops)
         return _error(f"no ip addresses were resolved for workload: {uids}", route.service)
     return replace(route, hops=tuple(hops))
-
-
-def narrow(route: Route, pick: float) -> Route:
-    """Reduce a mixed route to one kind; ``pick`` in [0, 1) falls by the weights of the kinds."""
-    if route.kind is not RouteKind.MIXED:
-        return route
-    tunnelled = tuple(hop for hop in route.hops if hop.authority)
-    share = sum(hop.weight for hop in tunnelled) / sum(hop.weight for hop in route.hops)
-    if pick < share:
-        return Route(kind=RouteKind.HBONE, service=route.service, hops=tunnelled)
-    plain = tuple(hop for hop in route.hops if not hop.authority)
-    return Route(kind=RouteKind.TCP, service=route.service, hops=plain)
 
 
 def _via_waypoint(

@@ -9,7 +9,6 @@ and a worker without policies admits nothing.
 from __future__ import annotations
 
 import asyncio
-import random
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
@@ -24,7 +23,7 @@ from metalmesh.constants import (
 from metalmesh.model.compat import Deviation
 from metalmesh.model.workload import TunnelProtocol
 from metalmesh.policy.trust_domains import TrustDomains
-from metalmesh.routing.route import Route, RouteKind, find_route, narrow, with_addresses
+from metalmesh.routing.route import Route, RouteKind, find_route, with_addresses
 from metalmesh.routing.state import MeshState
 from metalmesh.service.resolver import resolve_name
 from metalmesh.xds.authorization import decode_authorization
@@ -243,9 +242,7 @@ class MeshView:
             self._reply(item, with_addresses(route, known), cacheable=False)
 
     def _reply(self, item: _Waiting, route: Route, *, cacheable: bool) -> None:
-        mixed = route.kind is RouteKind.MIXED
-        chosen = narrow(route, random.random())  # noqa: S311 - load balancing, no secret
-        message = route_message(chosen, self.trust_domains, cacheable=cacheable and not mixed)
+        message = route_message(route, self.trust_domains, cacheable=cacheable)
         item.worker.send(messages.RouteReply(request_id=item.question.request_id, route=message))
 
     async def finish_lookups(self) -> None:

@@ -50,7 +50,7 @@ class Endpoint:
 
     #: ``ip:port`` to dial (``[ip]:port`` for IPv6): port 15008 for HBONE
     address: str
-    #: ``:authority`` of the CONNECT; "" on plain routes
+    #: ``:authority`` of the CONNECT; "" without a tunnel
     authority: str = ""
     #: SPIFFE URIs the server may present; any one is enough
     identities: tuple[str, ...] = ()
@@ -63,7 +63,8 @@ class Endpoint:
 class Route:
     """Main's decision for connections to one address and port."""
 
-    kind: str  # hbone | tcp | passthrough | error
+    #: hbone | tcp | mixed (endpoints of both sorts) | passthrough | error
+    kind: str
     error: str = ""
     service: ServiceRef | None = None
     endpoints: tuple[Endpoint, ...] = ()

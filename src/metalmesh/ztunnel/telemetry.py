@@ -28,6 +28,9 @@ HELP: Final = {
     "istio_tcp_sent_bytes_total": "The size of total bytes sent during response",
     "istio_crl_policy_rejections_total": "The total number of connections refused by a CRL",
     "istio_tcp_sockets_open": "The number of TCP sockets open now",
+    "metalmesh_outbound_retries_total": "Connections that went on to another endpoint",
+    "metalmesh_outbound_ejections_total": "Endpoints left out because they kept failing",
+    "metalmesh_outbound_ejected_endpoints": "Endpoints left out now, per client and worker",
 }
 
 

@@ -9,7 +9,6 @@ from metalmesh.model.compat import NOTHING, Deviation
 from metalmesh.model.workload import TunnelProtocol
 from metalmesh.policy.l4 import applicable
 from metalmesh.policy.network_policy import network_policy_to_dict
-from metalmesh.routing.route import RouteKind
 from metalmesh.ztunnel import messages
 
 if TYPE_CHECKING:
@@ -141,7 +140,6 @@ def _localized(policy: CompiledNetworkPolicy, uid: str, local_uid: str) -> Compi
 
 def route_message(route: Route, domains: TrustDomains, *, cacheable: bool) -> messages.Route:
     """A decision in the workers' terms."""
-    assert route.kind is not RouteKind.MIXED
     reference = None
     if route.service is not None:
         reference = messages.ServiceRef(

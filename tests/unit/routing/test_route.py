@@ -18,7 +18,7 @@ from metalmesh.model.workload import (
     Workload,
 )
 from metalmesh.routing.endpoints import choose_address
-from metalmesh.routing.route import Route, RouteKind, find_route, narrow, with_addresses
+from metalmesh.routing.route import Route, RouteKind, find_route, with_addresses
 from metalmesh.routing.state import MeshState
 
 IP = ip_address
@@ -229,13 +229,12 @@ def test_longest_range_serves_addresses_without_service_of_their_own() -> None:
     assert state.service_at("", IP("fd00::1"), "shop") is None
 
 
-def test_mixed_endpoints_are_narrowed_by_weight() -> None:
+def test_endpoints_inside_and_outside_of_the_mesh_make_one_route() -> None:
+    """Each connection gets one of either sort, by weight."""
     outside = replace(CART2, protocol=TunnelProtocol.NONE)
     found = route(mesh(service(), CART1, outside), VIP)
     assert found.kind is RouteKind.MIXED
-    assert narrow(found, 0.24).kind is RouteKind.HBONE
-    assert dialled(narrow(found, 0.25)) == [("10.244.2.2:9090", "")]
-    assert narrow(narrow(found, 0.9), 0.0).kind is RouteKind.TCP
+    assert dialled(found) == [("10.244.2.1:15008", "10.244.2.1:8080"), ("10.244.2.2:9090", "")]
 
 
 # --- names -------------------------------------------------------------------------------------

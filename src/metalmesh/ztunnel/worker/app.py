@@ -218,7 +218,9 @@ class Worker:
         if message.what == "metrics":
             for flow in recorder.flows:
                 flow.report_bytes()
-            rows = self._context.metrics.snapshot(self._log.dropped)
+            metrics, now = self._context.metrics, self._loop.now
+            metrics.ejected = sum(item.outliers.count(now) for item in self._servers.values())
+            rows = metrics.snapshot(self._log.dropped)
             self._send(m.MetricsReply(request_id=message.request_id, series=rows))
         else:
             found = tuple(flow.describe() for flow in recorder.flows)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from metalmesh.constants import CONNECT_TIMEOUT_SECONDS, WORKLOAD_INFO_TIMEOUT_SECONDS
 from metalmesh.net.netns import CurrentNetns
 from metalmesh.ztunnel.messages import NeedCertificate
+from metalmesh.ztunnel.worker.attempts import ATTEMPT_SECONDS
 from metalmesh.ztunnel.worker.certificates import CertificateStore
 from metalmesh.ztunnel.worker.flow import Recorder
 from metalmesh.ztunnel.worker.loop import Deadlines, Loop
@@ -52,6 +53,8 @@ class Context:
         self.dials = _deadlines(loop, CONNECT_TIMEOUT_SECONDS)
         self.handshakes = _deadlines(loop, CONNECT_TIMEOUT_SECONDS)
         self.answers = _deadlines(loop, ANSWER_SECONDS)
+        #: connections whose endpoint has not answered, though another one might
+        self.hurried = _deadlines(loop, ATTEMPT_SECONDS)
         #: connections that wait for routes or policies
         self.undecided = _deadlines(loop, WORKLOAD_INFO_TIMEOUT_SECONDS)
 

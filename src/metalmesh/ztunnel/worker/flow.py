@@ -113,6 +113,21 @@ class Flow:
             fields = [*self._fields(), ("direction", self.direction, True)]
             recorder.log.line("debug", "access", "connection opened", fields)
 
+    def give_up_attempt(self, error: str, flags: str) -> None:
+        """The destination has not accepted us and another one is tried: count and log it."""
+        recorder = self._recorder
+        series = self._series(flags)
+        series.closed += 1
+        series.failed += 1
+        if recorder.access_log and recorder.log.wants("warn"):
+            fields = [*self._fields(), ("direction", self.direction, True), ("error", error, True)]
+            recorder.log.line("warn", "access", "connection attempt failed", fields)
+
+    def begin_attempt(self) -> None:
+        """The destination is another one now: count it there."""
+        self._counters = self._series(OK)
+        self._counters.opened += 1
+
     def _series(self, flags: str) -> Series:
         security = "mutual_tls" if self.mutual_tls else "unknown"
         return self._recorder.metrics.series(

@@ -22,6 +22,9 @@ SENT: Final = "istio_tcp_sent_bytes_total"
 SOCKETS_OPEN: Final = "istio_tcp_sockets_open"
 CRL_REJECTIONS: Final = "istio_crl_policy_rejections_total"
 LOG_DROPPED: Final = "metalmesh_access_log_dropped_total"
+RETRIES: Final = "metalmesh_outbound_retries_total"
+EJECTIONS: Final = "metalmesh_outbound_ejections_total"
+EJECTED: Final = "metalmesh_outbound_ejected_endpoints"
 
 UNKNOWN: Final = "unknown"
 #: combinations of labels kept apart; peers choose some of them (baggage), so there is an end
@@ -78,6 +81,11 @@ class Metrics:
         self.open_connections = {"source": 0, "destination": 0}
         #: connections refused or ended because of a revoked certificate
         self.crl_rejections = {"source": 0, "destination": 0}
+        #: connections that went on to another endpoint, and endpoints left out for failing
+        self.retries = 0
+        self.ejections = 0
+        #: how many are left out now; set when asked for
+        self.ejected = 0
 
     def series(
         self,
@@ -124,7 +132,15 @@ class Metrics:
             for reporter, value in self.crl_rejections.items()
             if value
         )
-        rows.append((LOG_DROPPED, {}, float(log_dropped)))
+        rows += (
+            (name, {}, float(value))
+            for name, value in (
+                (RETRIES, self.retries),
+                (EJECTIONS, self.ejections),
+                (EJECTED, self.ejected),
+                (LOG_DROPPED, log_dropped),
+            )
+        )
         return tuple(rows)
 
 

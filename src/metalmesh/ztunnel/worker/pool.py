@@ -103,6 +103,12 @@ class Pool:
         if shelf.connecting is None:
             self._connect(key, shelf)
 
+    def withdraw(self, customer: Customer) -> None:
+        """It waits no more."""
+        for shelf in self._shelves.values():
+            if customer in shelf.waiting:
+                shelf.waiting.remove(customer)
+
     def _connect(self, key: PoolKey, shelf: Shelf) -> None:
         credentials = self.context.certificates.get(key.identity)
         if credentials is None:

@@ -9,6 +9,7 @@ from metalmesh.constants import PORT_HBONE
 from metalmesh.hbone import baggage
 from metalmesh.hbone.headers import format_authority, response_block
 from metalmesh.net.sockets import accept, canonical
+from metalmesh.routing.outliers import Outliers
 from metalmesh.ztunnel.worker.inbound import InboundConnection
 from metalmesh.ztunnel.worker.loop import EXCLUSIVE, READ
 from metalmesh.ztunnel.worker.outbound import OutboundConnection
@@ -99,6 +100,8 @@ class WorkloadServer:
         self.workload = workload
         self.pool = Pool(context, workload)
         self.routes = Routes(context, workload.uid)
+        #: of this workload alone: what it cannot reach others may, and must not lose through it
+        self.outliers = Outliers()
         #: open connections that no pool or HBONE connection knows of
         self.outbound: dict[OutboundConnection, None] = {}
         self.plain: dict[Abortable, None] = {}

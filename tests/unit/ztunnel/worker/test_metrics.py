@@ -73,6 +73,9 @@ def test_snapshot_holds_what_was_counted() -> None:
         ("istio_tcp_sockets_open", "source"): 0,
         ("istio_tcp_sockets_open", "destination"): 1,
         ("metalmesh_access_log_dropped_total", None): 3,
+        ("metalmesh_outbound_retries_total", None): 0,
+        ("metalmesh_outbound_ejections_total", None): 0,
+        ("metalmesh_outbound_ejected_endpoints", None): 0,
     }
 
 

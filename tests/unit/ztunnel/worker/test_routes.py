@@ -6,10 +6,10 @@ import pytest
 
 from metalmesh.ztunnel import messages as m
 from metalmesh.ztunnel.worker import routes as rt
+from metalmesh.ztunnel.worker.attempts import choose_endpoint
 from metalmesh.ztunnel.worker.context import Context
 from metalmesh.ztunnel.worker.logs import LogWriter
 from metalmesh.ztunnel.worker.loop import Loop
-from metalmesh.ztunnel.worker.outbound import choose_endpoint
 
 WEB = ("10.0.0.9", 80)
 ROUTE = m.Route(kind="tcp", endpoints=(m.Endpoint(address="10.0.0.1:80"),))
