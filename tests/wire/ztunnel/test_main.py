@@ -142,7 +142,13 @@ def test_endpoint_with_a_name_is_reached(stage: Stage, pair: Pair) -> None:
         uid="named", name="named", namespace="shop", hostname="localhost", services={key: {}}
     )
     stage.plane.set(service, named)
+    # resources may come in any order, also one by one
     wait_until(lambda: stage.dump()["services"], WAITS["policy"], what="service arrived")
+    wait_until(
+        lambda: "named" in [item["uid"] for item in stage.dump()["workloads"]],
+        WAITS["policy"],
+        what="endpoint arrived",
+    )
     assert ask(one.netns, "10.96.0.11", 80, b"x") == b"", "nothing listens on port 1"
     stage.wait_log("dst.addr=127.0.0.1:1", 'direction="outbound"')
 
