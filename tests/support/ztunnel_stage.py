@@ -97,6 +97,11 @@ class ScriptedAgent:
         self._listener.close()
 
 
+def stored(workloads: int) -> int:
+    """Descriptors in the fd store: namespace, three listeners, four of DNS each; two workers."""
+    return 8 * workloads + 2
+
+
 @dataclasses.dataclass
 class Guest:
     """A workload of the node."""
@@ -127,14 +132,15 @@ class Node:
             inside.link("set", index=1, state="up")
         return Netns(Path("/run/netns") / full, address)
 
-    def add_guest(self, **changes: Any) -> Guest:
+    def add_guest(self, *, dns_capture: bool = False, **changes: Any) -> Guest:
         """A redirected namespace with its address; neither control plane nor ztunnel know it."""
         number = len(self.guests) + 1
         address = f"10.244.1.{number}"
         inner = self._make_netns(f"w{number}", address)
         self._link(inner, number, address)
         with inner.path.open() as handle:
-            apply_ruleset(render_redirection(RedirectionConfig(ipv6=False)), handle.fileno())
+            rules = render_redirection(RedirectionConfig(ipv6=False, dns_capture=dns_capture))
+            apply_ruleset(rules, handle.fileno())
         mark = f"{MARK_TRACKED:#x}/{MARK_MASK:#x}"
         inner.run(
             *("ip", "rule", "add", "pref", str(RULE_PRIORITY), "fwmark", mark),

@@ -1,4 +1,4 @@
-"""DNS messages (RFC 1035, EDNS of RFC 6891): as much as a server of A and AAAA needs.
+"""DNS messages (RFC 1035, EDNS of RFC 6891): as much as a server of A, AAAA and SRV needs.
 
 Queries are parsed, answers are built; whatever is forwarded stays bytes. Names are lower-case text
 without the final dot; the question is echoed byte for byte, its case included.
@@ -41,6 +41,7 @@ class RecordType(IntEnum):
     A = 1
     CNAME = 5
     AAAA = 28
+    SRV = 33
 
 
 class ResponseCode(IntEnum):
@@ -77,12 +78,21 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Location:
+    """Where a service is found (SRV, RFC 2782); all are equally good."""
+
+    port: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What is said about a name: an alias first if there is one, then its addresses."""
+    """What is said about a name: an alias first if there is one, then what was asked for."""
 
     code: ResponseCode = ResponseCode.NOERROR
     alias: str = ""
     addresses: tuple[IPAddress, ...] = ()
+    locations: tuple[Location, ...] = ()
     ttl_seconds: int = 30
 
 
@@ -211,6 +221,9 @@ def _records(answer: Answer) -> list[bytes]:
     for address in answer.addresses:
         kind = RecordType.A if address.version == 4 else RecordType.AAAA
         records.append(_record(owner, kind, answer.ttl_seconds, address.packed))
+    for location in answer.locations:
+        data = struct.pack("!3H", 0, 0, location.port) + encode_name(location.target)
+        records.append(_record(owner, RecordType.SRV, answer.ttl_seconds, data))
     return records
 
 

@@ -54,6 +54,8 @@ class Service:
     cidr_vips: tuple[NetworkCidr, ...] = ()
     #: service port -> target port; 0 means "each endpoint's own mapping" (a named port)
     ports: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    #: names of service ports, as SRV records need them
+    port_names: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     subject_alt_names: tuple[str, ...] = ()
     waypoint: GatewayAddress | None = None
     load_balancing: LoadBalancing = LoadBalancing()

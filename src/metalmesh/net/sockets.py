@@ -31,6 +31,9 @@ LISTEN_BACKLOG: Final = 1024
 #: idle seconds, seconds between probes, probes
 KEEPALIVE: Final = (180, 180, 9)
 
+#: errors of ``bind`` and ``socket`` where an address family is switched off
+NO_FAMILY: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 _MAPPED: Final = "::ffff:"
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
@@ -76,6 +79,33 @@ def make_listener(port: int, *, address: str = "", backlog: int = LISTEN_BACKLOG
             "namespace, or CAP_NET_ADMIN missing?"
         ) from error
     return listener
+
+
+def make_dns_listener(kind: int, address: str, port: int) -> socket.socket:
+    """A non-blocking marked socket of the DNS proxy (SOCK_DGRAM or SOCK_STREAM) on loopback.
+
+    NetworkError when it cannot be had; OSError EADDRNOTAVAIL or EAFNOSUPPORT passes: this
+    namespace does not have the address family.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, kind)
+    try:
+        # the service manager may hold the socket of before a moment longer
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, MARK_FROM_PROXY)
+        sock.bind((address, port))
+        if kind == socket.SOCK_STREAM:
+            sock.listen(LISTEN_BACKLOG)
+        sock.settimeout(0)
+    except OSError as error:
+        sock.close()
+        if error.errno in NO_FAMILY:
+            raise
+        raise NetworkError(
+            f"DNS proxy {address} port {port}: {error.strerror}; is another process listening "
+            "there in this network namespace?"
+        ) from error
+    return sock
 
 
 def set_stream_options(sock: socket.SocketType) -> None:

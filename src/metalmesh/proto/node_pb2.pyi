@@ -91,6 +91,19 @@ class Port(_message.Message):
     end_port: int
     def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., port: _Optional[int] = ..., end_port: _Optional[int] = ...) -> None: ...
 
+class PortNames(_message.Message):
+    __slots__ = ("tcp",)
+    class TcpEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    TCP_FIELD_NUMBER: _ClassVar[int]
+    tcp: _containers.ScalarMap[str, int]
+    def __init__(self, tcp: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
 class JoinRequest(_message.Message):
     __slots__ = ("join_token", "node_name")
     JOIN_TOKEN_FIELD_NUMBER: _ClassVar[int]

@@ -21,6 +21,7 @@ from metalmesh.render.wds import (
     distribution,
     endpoint_ports,
     in_mesh,
+    port_names,
     service_ports,
     speaks_hbone,
 )
@@ -75,6 +76,7 @@ def render_host(
         vips=tuple(NetworkAddress("", item) for item in entry.addresses or allocated),
         cidr_vips=tuple(NetworkCidr("", item) for item in entry.cidrs),
         ports=service_ports(entry.ports),
+        port_names=port_names(entry.ports),
         subject_alt_names=entry.subject_alt_names,
         load_balancing=balancing,
         canonical=canonical,

@@ -100,6 +100,7 @@ def render_service(
         hostname=service_hostname(service, options),
         vips=() if service.headless else tuple(NetworkAddress("", item) for item in addresses),
         ports=service_ports(service.ports),
+        port_names=port_names(service.ports),
         load_balancing=_load_balancing(service, namespace_annotations, options),
         ip_families=_families(service, addresses),
         canonical=True,
@@ -121,6 +122,11 @@ def service_ports(ports: Iterable[ServicePort]) -> Mapping[int, int]:
             for port in _tcp_ports(ports)
         }
     )
+
+
+def port_names(ports: Iterable[ServicePort]) -> Mapping[str, int]:
+    """Service ports by name."""
+    return MappingProxyType({port.name: port.port for port in _tcp_ports(ports) if port.name})
 
 
 def _tcp_ports(ports: Iterable[ServicePort]) -> list[ServicePort]:

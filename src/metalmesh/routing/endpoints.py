@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from metalmesh.model.service import LoadBalancingMode, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from metalmesh.model.service import Service
     from metalmesh.model.workload import IPAddress, Workload
@@ -46,17 +46,24 @@ def select_endpoints(
     return [candidate for rank, candidate in ranked if rank == best]
 
 
+def usable_endpoints(
+    state: MeshState, service: Service
+) -> Iterator[tuple[Workload, Mapping[int, int]]]:
+    """Endpoints of ``service`` that may be offered, with their port of each service port."""
+    for uid, ports in sorted(state.endpoints.get(service.key, {}).items()):
+        workload = state.workloads[uid]
+        if workload.capacity > 0 and (workload.healthy or service.load_balancing.allow_unhealthy):
+            yield workload, ports
+
+
 def _candidates(
     state: MeshState, service: Service, service_port: int, source: Workload
 ) -> list[Candidate]:
     found = []
-    for uid, ports in sorted(state.endpoints.get(service.key, {}).items()):
-        workload = state.workloads[uid]
+    for workload, ports in usable_endpoints(state, service):
         port = ports.get(service_port) or service.ports.get(service_port, 0)
-        healthy = workload.healthy or service.load_balancing.allow_unhealthy
         known = bool(workload.addresses or workload.hostname)
-        reachable = known and workload.network == source.network
-        if port and healthy and reachable and workload.capacity > 0:
+        if port and known and workload.network == source.network:
             found.append(Candidate(workload, port))
     return found
 

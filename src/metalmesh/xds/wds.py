@@ -2,13 +2,15 @@
 
 Decoding accepts what ztunnel accepts and refuses what it refuses: addresses of a wrong length, a
 gateway without destination, an unspecified routing preference, unknown enum numbers, legacy mTLS.
-Unknown fields and extensions are ignored.
+Unknown fields and extensions are ignored; ours carries what Istio's message has no field for.
 """
 
 from __future__ import annotations
 
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
+
+from google.protobuf.any_pb2 import Any as AnyMessage
 
 from metalmesh.constants import DEFAULT_CLUSTER_ID, DEFAULT_TRUST_DOMAIN
 from metalmesh.errors import ProtocolError
@@ -22,6 +24,7 @@ from metalmesh.model.workload import (
     TunnelProtocol,
     Workload,
 )
+from metalmesh.proto import node_pb2
 from metalmesh.proto import workload_pb2 as pb
 from metalmesh.xds.fields import (
     parse_message,
@@ -34,6 +37,10 @@ from metalmesh.xds.fields import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+#: extension of a service: names of its ports
+PORT_NAMES: Final = "ambient.metalmesh.io/port-names"
+_TYPE_PORT_NAMES: Final = "type.googleapis.com/metalmesh.node.v1.PortNames"
 
 _PROTOCOLS: Final = {pb.NONE: TunnelProtocol.NONE, pb.HBONE: TunnelProtocol.HBONE}
 _TYPES: Final = {pb.DEPLOYMENT: "deployment", pb.CRONJOB: "cronjob", pb.POD: "pod", pb.JOB: "job"}
@@ -219,6 +226,8 @@ def encode_service(service: Service) -> pb.Service:
         )
         for item in service.cidr_vips
     )
+    if service.port_names:
+        message.extensions.append(_encode_port_names(service.port_names))
     if service.waypoint is not None:
         message.waypoint.CopyFrom(_encode_gateway(service.waypoint))
     if service.load_balancing != LoadBalancing():
@@ -250,6 +259,7 @@ def _service(message: pb.Service) -> Service:
         vips=vips,
         cidr_vips=cidr_vips,
         ports=_ports(message.ports, "ports"),
+        port_names=_port_names(message.extensions),
         subject_alt_names=tuple(message.subject_alt_names),
         waypoint=_gateway(message.waypoint, "waypoint") if message.HasField("waypoint") else None,
         load_balancing=_load_balancing(message.load_balancing),
@@ -257,6 +267,20 @@ def _service(message: pb.Service) -> Service:
         canonical=message.canonical,
         private=message.visibility == pb.Service.NAMESPACE,
     )
+
+
+def _encode_port_names(port_names: Mapping[str, int]) -> pb.Extension:
+    data = node_pb2.PortNames(tcp=port_names).SerializeToString(deterministic=True)
+    config = AnyMessage(type_url=_TYPE_PORT_NAMES, value=data)
+    return pb.Extension(name=PORT_NAMES, config=config)
+
+
+def _port_names(extensions: Iterable[pb.Extension]) -> Mapping[str, int]:
+    for extension in extensions:
+        if extension.name == PORT_NAMES:
+            names = parse_message(node_pb2.PortNames, extension.config.value)
+            return MappingProxyType({name: read_port(p, name) for name, p in names.tcp.items()})
+    return MappingProxyType({})
 
 
 def _vips(message: pb.Service) -> tuple[tuple[NetworkAddress, ...], tuple[NetworkCidr, ...]]:

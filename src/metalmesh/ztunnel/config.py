@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from metalmesh.constants import (
@@ -60,6 +61,11 @@ class ZtunnelConfig:
     stop_deadline_seconds: float = 25
     #: how long they may go on in old workers after a reload or restart; 0: until they end
     drain_deadline_seconds: float = 0
+    #: answer captured DNS (port 15053 of each workload's namespace)
+    dns_proxy: bool = True
+    #: nameservers for what is no service; empty: those of ``resolv_conf`` but loopback ones
+    dns_upstreams: tuple[str, ...] = ()
+    resolv_conf: str = "/etc/resolv.conf"
     #: hold NetworkPolicy port rules inside HBONE too
     network_policy_inner_enforcement: bool = True
     #: what is done as Istio does it (docs/beyond-istio.md)
@@ -136,6 +142,11 @@ def _check(config: ZtunnelConfig, source: str, environ: Mapping[str, str]) -> No
             check_trust_domain(name)
         except IdentityError as error:
             refuse("trust_domain_aliases", str(error))
+    for address in config.dns_upstreams:
+        try:
+            ip_address(address)
+        except ValueError:
+            refuse("dns_upstreams", f"{address!r} is not the address of a nameserver")
     if not 1 <= config.workers <= MAX_WORKERS:
         refuse("workers", f"must be 1 to {MAX_WORKERS}, is {config.workers}")
     for key in ("stop_deadline_seconds", "drain_deadline_seconds"):

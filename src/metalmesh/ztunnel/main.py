@@ -22,6 +22,7 @@ from metalmesh.service.xds_client import XdsClient, XdsMetrics
 from metalmesh.xds.delta_client import DeltaClient
 from metalmesh.ztunnel import messages
 from metalmesh.ztunnel.certificates import CertificateKeeper
+from metalmesh.ztunnel.dns import DnsProxy
 from metalmesh.ztunnel.handover import PREPARE_SECONDS, Estate, Incumbent
 from metalmesh.ztunnel.locals import DescriptorStore, LocalWorkload, netns_identity
 from metalmesh.ztunnel.mesh import SUBSCRIPTIONS, MeshView
@@ -66,6 +67,7 @@ class Ztunnel:
         self.series = WorkerSeries()
         self.pool = WorkerPool(config.workers, self)
         self.mesh = MeshView(config, self.pool.broadcast, self._want_identities)
+        self.dns = DnsProxy(config, self.mesh, self.registry)
         self.xds_state = DeltaClient(node_info(config), SUBSCRIPTIONS, self._on_update)
         self.saved = SavedState(config.state_dir, self.xds_state)
         self.saved_workloads = SavedWorkloads(config.state_dir)
@@ -140,6 +142,7 @@ class Ztunnel:
         """The end: hand over, or drain."""
         self.incumbent.close()
         workers: list[Worker] = []
+        await self.dns.finish()
         if self.incumbent.channel is not None:
             await self.mesh.finish_lookups()
             workers = await self.pool.hand_over(self._drain_deadline)
@@ -299,16 +302,17 @@ class Ztunnel:
         self.remove(workload.uid)
         try:
             self._check_unserved(workload.uid, identity)
-            listeners = self.descriptors.open(netns_fd)
+            sockets = self.descriptors.open(netns_fd, dns=self.config.dns_proxy)
         except BaseException:
             os.close(netns_fd)
             raise
-        local = LocalWorkload(workload, netns_fd, identity, listeners)
+        local = LocalWorkload(workload, netns_fd, identity, sockets)
         self.mesh.add(local)
         error = await self.pool.add_workload(local.view.added(workload), local.fds)
         if error:
             self.remove(workload.uid)
             raise NetworkError(f"workload {workload.uid}: {error}")
+        await self.dns.serve(local)
         self.metrics.started.inc()
         self._workloads_changed()
         log.info("serving", {"uid": workload.uid, "identity": local.view.identity})
@@ -328,6 +332,7 @@ class Ztunnel:
         if local is None:
             return
         self.pool.broadcast(messages.RemoveWorkload(uid=uid))
+        self.dns.stop(uid)
         self.descriptors.release(local.netns_id)
         local.close()
         self.metrics.stopped.inc()

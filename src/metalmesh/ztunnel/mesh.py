@@ -90,6 +90,8 @@ class MeshView:
         self._grace_over = False
         #: whether policies that change decide open connections anew
         self._reevaluate = True
+        #: counts changes of workloads and services
+        self.address_version = 0
         self.trust_domains = TrustDomains(config.trust_domain, config.trust_domain_aliases)
         self.state = MeshState()
         self.locals: dict[str, LocalWorkload] = {}
@@ -101,6 +103,7 @@ class MeshView:
             case constants.TYPE_ADDRESS:
                 self.state.apply_addresses(update.changed, update.removed)
                 self._routes_changed = True
+                self.address_version += 1
             case constants.TYPE_AUTHORIZATION:
                 self.state.apply_policies(update.changed, update.removed)
                 if TYPE_NETWORK_POLICY not in self._received:

@@ -47,15 +47,15 @@ class ZdsClient:
         self._path = path
         self._keeper = keeper
         self._backoff = Backoff(*CONNECT_BACKOFF_SECONDS)
-        self._failed: dict[str, tuple[AddWorkload, asyncio.Task[None]]] = {}
+        self._failed: dict[str, asyncio.Task[None]] = {}
         self._last_error = ""
         #: whether the agent's snapshot is complete on the present connection
         self.synced = False
 
     @property
-    def pending(self) -> dict[str, AddWorkload]:
-        """Workloads that could not be started yet, by uid."""
-        return {uid: workload for uid, (workload, _) in self._failed.items()}
+    def pending(self) -> list[str]:
+        """Uids of workloads that could not be started yet."""
+        return sorted(self._failed)
 
     async def run(self) -> None:
         """Connect, and connect again, for ever."""
@@ -126,8 +126,7 @@ class ZdsClient:
         except (MetalmeshError, OSError) as error:
             text = f"failure to start proxy : {error}"
             log.error("workload not started", {"uid": workload.uid, "error": str(error)})
-            retrying = asyncio.create_task(self._retry(workload, spare))
-            self._failed[workload.uid] = workload, retrying
+            self._failed[workload.uid] = asyncio.create_task(self._retry(workload, spare))
             return text
         os.close(spare)
         return ""
@@ -147,8 +146,8 @@ class ZdsClient:
             os.close(fd)
 
     def _forget(self, uid: str) -> None:
-        if uid in self._failed:
-            _, task = self._failed.pop(uid)
+        task = self._failed.pop(uid, None)
+        if task is not None:
             task.cancel()
 
 

@@ -6,10 +6,10 @@ from ipaddress import ip_address
 
 import pytest
 
-from metalmesh.dns.message import Answer, Query, ResponseCode
-from metalmesh.dns.resolve import ServiceNames
+from metalmesh.dns.message import Answer, Location, Query, ResponseCode
+from metalmesh.dns.resolve import Client, ServiceNames
 from metalmesh.model.service import Service
-from metalmesh.model.workload import NetworkAddress
+from metalmesh.model.workload import NetworkAddress, Workload
 
 DOMAIN = "cluster.local"
 V4, V6 = ip_address("10.96.0.10"), ip_address("fd10::10")
@@ -26,8 +26,10 @@ def service(hostname: str, namespace: str = "demo", *vips, **fields) -> Service:
     )
 
 
-ECHO = service("echo.demo.svc.cluster.local", "demo", V4, V6)
-HEADLESS = service("db.demo.svc.cluster.local")
+ECHO = service("echo.demo.svc.cluster.local", "demo", V4, V6, port_names={"http": 80})
+HEADLESS = service("db.demo.svc.cluster.local", port_names={"sql": 5432})
+DB_1 = Workload(uid="1", name="db-1", namespace="demo", addresses=(E1, E6))
+DB_2 = Workload(uid="2", name="db-2", namespace="demo", addresses=(E2,))
 EXTERNAL = service("api.example.com", "demo", V4)
 WILDCARD = service("*.example.org", "demo", V4)
 NO_ADDRESS = service("www.example.net", "demo")
@@ -36,14 +38,23 @@ PRIVATE = service("inner.other.svc.cluster.local", "other", V4, private=True)
 ALL = (ECHO, HEADLESS, EXTERNAL, WILDCARD, NO_ADDRESS, ONLY4, PRIVATE)
 
 
-def ask(name: str, kind: int = 1, *, namespace: str = "demo", services=ALL, in_class: bool = True):
+def ask(
+    name: str,
+    kind: int = 1,
+    *,
+    namespace: str = "demo",
+    services=ALL,
+    in_class: bool = True,
+    authority: bool = True,
+    network: str = "",
+):
     query = Query(
         id=1, recursion_desired=True, name=name, type=kind, in_class=in_class, question=b""
     )
-    return ServiceNames(services, DOMAIN).answer(
+    return ServiceNames(services, DOMAIN, authority=authority).answer(
         query,
-        namespace,
-        lambda found: [(E1, E6), (E2,)] if found is HEADLESS else [],
+        Client(namespace, network),
+        lambda found: [(DB_1, {5432: 6000}), (DB_2, {})] if found is HEADLESS else [],
         lambda addresses: addresses.sort(key=str),
     )
 
@@ -126,3 +137,56 @@ def test_of_equal_names_the_clients_namespace_wins_then_the_canonical():
     assert ask("shared.example.com", namespace="y", services=(first, mine)).addresses == (
         ip_address("10.96.0.3"),
     )
+
+
+def test_who_is_no_authority_leaves_unknown_names_and_types_to_the_next_server():
+    for name in ("none.demo.svc.cluster.local", "cluster.local", "_x._tcp.echo"):
+        assert ask(name, authority=False) is None
+    assert ask("echo.demo.svc.cluster.local", 16, authority=False) is None
+    assert ask("echo", authority=False) == Answer(addresses=(V4,))
+    # a family the service does not have is an answer, not a question for others
+    assert ask("four", 28, authority=False) == Answer()
+
+
+def test_addresses_of_other_networks_are_not_told():
+    assert ask("echo", network="elsewhere") == Answer()
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"),
+    [
+        ("db-1.db", ""),
+        ("db-1.db.demo.svc.cluster.local", ""),
+        ("DB-1.db.demo".lower(), ""),
+        ("db-1.db.demo.svc.cluster.local.svc.cluster.local", "db-1.db.demo.svc.cluster.local"),
+    ],
+)
+def test_endpoints_of_a_headless_service_have_names(name, alias):
+    assert ask(name) == Answer(alias=alias, addresses=(E1,))
+    assert ask(name, 28).addresses == (E6,)
+
+
+def test_endpoints_of_a_service_with_an_address_and_strangers_have_none():
+    assert ask("db-1.echo.demo.svc.cluster.local") == Answer(ResponseCode.NXDOMAIN)
+    assert ask("db-9.db.demo.svc.cluster.local") == Answer(ResponseCode.NXDOMAIN)
+    assert ask("db-9.db.demo.svc.cluster.local", authority=False) is None
+
+
+def test_named_ports_have_locations():
+    assert ask("_http._tcp.echo", 33) == Answer(
+        locations=(Location(80, "echo.demo.svc.cluster.local"),)
+    )
+    assert ask("_sql._tcp.db.demo.svc.cluster.local", 33) == Answer(
+        locations=(
+            Location(6000, "db-1.db.demo.svc.cluster.local"),
+            Location(5432, "db-2.db.demo.svc.cluster.local"),
+        )
+    )
+    assert ask("_http._tcp.echo.demo.svc.cluster.local", 1) == Answer()
+
+
+@pytest.mark.parametrize(
+    "name", ["_other._tcp.echo", "_http._udp.echo", "_http._tcp.none", "_http", "_sql._tcp.db-1.db"]
+)
+def test_ports_that_are_not_there_have_no_location(name):
+    assert ask(f"{name}.demo.svc.cluster.local", 33) == Answer(ResponseCode.NXDOMAIN)

@@ -14,9 +14,10 @@ from metalmesh.constants import TYPE_ADDRESS
 from metalmesh.model.authorization import Action, Authorization, PolicyScope
 from tests.support.apps import ask, echo_app
 from tests.support.waits import WAITS, wait_until
-from tests.support.ztunnel_stage import Guest, Stage
+from tests.support.ztunnel_stage import Guest, Stage, stored
 
 pytestmark = pytest.mark.root
+LISTENERS = ("listener-15001", "listener-15006", "listener-15008")
 PORT = 8080
 Pair = tuple[Guest, Guest]
 CLOSED = Authorization(
@@ -42,7 +43,7 @@ def test_killed_main_is_back_within_two_seconds_and_refuses_nobody(
     """All its processes die at once; connections made meanwhile queue in the stored listeners."""
     one, two = pair
     assert sorted(name.rpartition("-")[0] for name, _ in stage.systemd.stored) == sorted(
-        ["listener-15001", "listener-15006", "listener-15008", "netns", "worker"] * 2
+        [*LISTENERS, "dns-tcp4", "dns-tcp6", "dns-udp4", "dns-udp6", "netns", "worker"] * 2
     )
     with echo_app(two.netns, PORT):
         workers = stage.worker_pids()
@@ -59,7 +60,9 @@ def test_killed_main_is_back_within_two_seconds_and_refuses_nobody(
         seconds = time.monotonic() - started_at
         connection.close()
     assert seconds < 2.0, f"{seconds:.2f} s"
-    wait_until(lambda: len(stage.systemd.stored) == 10, WAITS["service"], what="not stored twice")
+    wait_until(
+        lambda: len(stage.systemd.stored) == stored(2), WAITS["service"], what="not stored twice"
+    )
 
 
 def test_restart_without_node_agent_serves_what_was_served(stage: Stage, pair: Pair) -> None:
