@@ -101,6 +101,21 @@ def test_names_are_answered_on_the_node(mesh: Mesh, cast: Cast, service: str) ->
     assert (missing.rcode, missing.ancount) == (3, 0)
 
 
+def test_names_are_captured(cast: Cast, service: str) -> None:
+    """Whoever a workload asks, its own proxy answers; outside of the mesh nobody is there."""
+    nowhere = "203.0.113.53"
+    wait_until(
+        lambda: (
+            [record.rdata for record in query(cast.client.netns, nowhere, HOSTNAME).an]
+            == [VIRTUAL_ADDRESS]
+        ),
+        WAITS["policy"],
+        what="the proxy's answer",
+    )
+    with pytest.raises(OSError):
+        query(cast.plain.netns, nowhere, HOSTNAME)
+
+
 def test_probes_of_the_node_need_no_identity(mesh: Mesh, cast: Cast) -> None:
     """A health check of the node is served under STRICT; other machines' plaintext is not."""
     address = cast.client.address
