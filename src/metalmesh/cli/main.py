@@ -23,7 +23,12 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "token": ("token", "mint, list or revoke join tokens"),
     "validate": ("validate", "check resources before they reach the store"),
     "ztunnel": ("ztunnel", "run the L4 proxy of a node"),
+    "ztunnel-config": ("ztunnel_config", "show what a ztunnel knows"),
 }
+#: short names of verbs, as istioctl has them
+ALIASES: Final = {"zc": "ztunnel-config"}
+#: verbs that can be run on another machine of the inventory (metalmesh.cli.remote)
+REMOTE: Final = frozenset({"ztunnel-config"})
 
 
 def _usage() -> str:
@@ -41,18 +46,31 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] in {"-V", "--version"}:
         sys.stdout.write(f"metalmesh {__version__}\n")
         return 0
-    if arguments[0] not in VERBS:
-        sys.stderr.write(f"metalmesh: no verb {arguments[0]!r}\n{_usage()}")
+    verb = ALIASES.get(arguments[0], arguments[0])
+    if verb not in VERBS:
+        sys.stderr.write(f"metalmesh: no verb {verb!r}\n{_usage()}")
         return 2
-    name, text = VERBS[arguments[0]]
-    module = importlib.import_module(f"metalmesh.cli.{name}")
-    parser = argparse.ArgumentParser(prog=f"metalmesh {arguments[0]}", description=text)
-    module.add_arguments(parser)
     try:
-        return int(module.run(parser.parse_args(arguments[1:])))
+        return _run(verb, arguments[1:])
     except MetalmeshError as error:
-        sys.stderr.write(f"metalmesh {arguments[0]}: {error}\n")
+        sys.stderr.write(f"metalmesh {verb}: {error}\n")
         return 1
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    name, text = VERBS[verb]
+    module = importlib.import_module(f"metalmesh.cli.{name}")
+    parser = argparse.ArgumentParser(prog=f"metalmesh {verb}", description=text)
+    module.add_arguments(parser)
+    if verb in REMOTE:
+        from metalmesh.cli import remote
+
+        target, arguments = remote.split_target(arguments)
+        args = parser.parse_args(arguments)  # wrong usage and --help need no other machine
+        if target.host or target.inventory:
+            return remote.run(target, [verb, *arguments])
+        return int(module.run(args))
+    return int(module.run(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -183,10 +183,10 @@ def _chain(pem: str) -> list[dict[str, str]]:
 
 def _workload_state(ztunnel: Ztunnel, connections: list[dict[str, str]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for uid, local in sorted(ztunnel.mesh.locals.items()):
-        info = local.info
+    served = {uid: local.info for uid, local in ztunnel.mesh.locals.items()}
+    for uid, info in sorted((served | ztunnel.zds.pending).items()):
         found[uid] = {
-            "state": "Up",
+            "state": "Up" if uid in served else "Pending",
             "connections": {"inbound": [], "outbound": []},
             "info": {
                 "name": info.name,
@@ -194,18 +194,15 @@ def _workload_state(ztunnel: Ztunnel, connections: list[dict[str, str]]) -> dict
                 "serviceAccount": info.service_account,
             },
         }
-    for uid in ztunnel.zds.pending:
-        found.setdefault(uid, {})["state"] = "Pending"
     for connection in connections:
-        entry = found.get(connection.get("uid", ""))
-        direction = connection.get("direction", "")
-        if entry is not None and direction in entry.get("connections", ()):
-            entry["connections"][direction].append(
+        entry = found.get(connection["uid"])
+        if entry is not None:
+            entry["connections"][connection["direction"]].append(
                 {
-                    "src": connection.get("src", ""),
-                    "originalDst": connection.get("original_dst") or None,
-                    "actualDst": connection.get("actual_dst", ""),
-                    "protocol": connection.get("protocol", ""),
+                    "src": connection["src"],
+                    "originalDst": connection["original_dst"] or None,
+                    "actualDst": connection["actual_dst"],
+                    "protocol": connection["protocol"],
                 }
             )
     return found

@@ -47,15 +47,15 @@ class ZdsClient:
         self._path = path
         self._keeper = keeper
         self._backoff = Backoff(*CONNECT_BACKOFF_SECONDS)
-        self._failed: dict[str, asyncio.Task[None]] = {}
+        self._failed: dict[str, tuple[AddWorkload, asyncio.Task[None]]] = {}
         self._last_error = ""
         #: whether the agent's snapshot is complete on the present connection
         self.synced = False
 
     @property
-    def pending(self) -> list[str]:
-        """Uids of workloads that could not be started yet."""
-        return sorted(self._failed)
+    def pending(self) -> dict[str, AddWorkload]:
+        """Workloads that could not be started yet, by uid."""
+        return {uid: workload for uid, (workload, _) in self._failed.items()}
 
     async def run(self) -> None:
         """Connect, and connect again, for ever."""
@@ -126,7 +126,8 @@ class ZdsClient:
         except (MetalmeshError, OSError) as error:
             text = f"failure to start proxy : {error}"
             log.error("workload not started", {"uid": workload.uid, "error": str(error)})
-            self._failed[workload.uid] = asyncio.create_task(self._retry(workload, spare))
+            retrying = asyncio.create_task(self._retry(workload, spare))
+            self._failed[workload.uid] = workload, retrying
             return text
         os.close(spare)
         return ""
@@ -146,8 +147,8 @@ class ZdsClient:
             os.close(fd)
 
     def _forget(self, uid: str) -> None:
-        task = self._failed.pop(uid, None)
-        if task is not None:
+        if uid in self._failed:
+            _, task = self._failed.pop(uid)
             task.cancel()
 
 

@@ -175,13 +175,14 @@ class Flow:
             recorder.log.line("error" if error else "info", "access", COMPLETE, fields)
 
     def describe(self) -> dict[str, str]:
-        """For the admin page."""
+        """For the admin page; inbound, the destination is the one inside of the tunnel."""
+        inbound = self.direction == INBOUND
         return {
             "uid": self.uid,
             "direction": self.direction,
             "src": self.src_addr,
-            "original_dst": self.original_dst,
-            "actual_dst": self.dst_addr,
+            "original_dst": "" if inbound else self.original_dst,
+            "actual_dst": (inbound and self.hbone_addr) or self.dst_addr,
             "protocol": "HBONE" if self.mutual_tls else "TCP",
         }
 
