@@ -22,13 +22,14 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "node": ("node", "run the node agent; make or remove a workload's netns"),
     "token": ("token", "mint, list or revoke join tokens"),
     "validate": ("validate", "check resources before they reach the store"),
+    "why": ("why", "explain what becomes of a connection, and which rule decides"),
     "ztunnel": ("ztunnel", "run the L4 proxy of a node"),
     "ztunnel-config": ("ztunnel_config", "show what a ztunnel knows"),
 }
 #: short names of verbs, as istioctl has them
 ALIASES: Final = {"zc": "ztunnel-config"}
 #: verbs that can be run on another machine of the inventory (metalmesh.cli.remote)
-REMOTE: Final = frozenset({"ztunnel-config"})
+REMOTE: Final = frozenset({"why", "ztunnel-config"})
 
 
 def _usage() -> str:

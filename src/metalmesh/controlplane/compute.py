@@ -93,6 +93,9 @@ class Computation:
     identities: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
     #: allocated addresses of services, by ``namespace/name`` (of ServiceEntries with kind and host)
     vips: Mapping[str, tuple[IPAddress, ...]] = field(default_factory=dict)
+    #: policy's object id to the indices of the rules from which those that are served were made
+    #: (a NetworkPolicy's: with " ingress" and " egress" behind it)
+    origins: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     memo: Mapping[tuple[str, str], Memo] = field(default_factory=dict)
 
 
@@ -146,6 +149,7 @@ class _Run:
         self._network_policies: list[NetworkPolicyResource] = by_kind[NetworkPolicyResource]
         #: status of every NetworkPolicy
         self._selected: dict[str, tuple[Condition, ...]] = {}
+        self._origins: dict[str, tuple[int, ...]] = {}
 
     def result(self) -> Computation:
         translations = {
@@ -179,6 +183,10 @@ class _Run:
             },
             identities=self._identities(),
             vips=vips,
+            origins={
+                **{f"AuthorizationPolicy {key}": t.origins for key, t in translations.items()},
+                **self._origins,
+            },
             memo=self._memory.memo,
         )
 
@@ -221,31 +229,36 @@ class _Run:
             self._shared("all", "namespaces", list(self._namespaces.values())),
         )
         served: dict[str, ServedResource]
-        served, self._selected = self._remember(
+        served, self._selected, self._origins = self._remember(
             "all", "compiled", inputs, self._compile_network_policies
         )
         return served
 
     def _compile_network_policies(
         self,
-    ) -> tuple[dict[str, ServedResource], dict[str, tuple[Condition, ...]]]:
-        """What is served, and the status of every policy."""
+    ) -> tuple[
+        dict[str, ServedResource], dict[str, tuple[Condition, ...]], dict[str, tuple[int, ...]]
+    ]:
+        """What is served, the status of every policy, and the origins of its rules."""
         if not self._network_policies:
-            return {}, {}
+            return {}, {}, {}
         index = TargetIndex(
             map(self._target, self._entries),
             {entry.meta.namespace: self._labels(entry.meta.namespace) for entry in self._entries},
         )
         placement = {workload_uid(entry, self._mesh): entry.node for entry in self._entries}
-        served, conditions = {}, {}
+        served, conditions, origins = {}, {}, {}
         for policy in self._network_policies:
             compiled = compile_network_policy(policy, index)
             nodes = frozenset(placement[item.uid] for item in compiled.selected) - {""}
             served[compiled.key] = served_resource(
                 compiled.key, encode_network_policy(compiled), nodes=nodes
             )
-            conditions[f"NetworkPolicy {compiled.key}"] = of_network_policy(compiled, len(nodes))
-        return served, conditions
+            key = f"NetworkPolicy {compiled.key}"
+            conditions[key] = of_network_policy(compiled, len(nodes))
+            origins[f"{key} ingress"] = tuple(rule.origin for rule in compiled.ingress_rules)
+            origins[f"{key} egress"] = tuple(rule.origin for rule in compiled.egress_rules)
+        return served, conditions, origins
 
     def _target(self, entry: WorkloadEntry) -> PolicyTarget:
         return PolicyTarget(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,8 @@ class PolicyRule:
     ports: tuple[PolicyPort, ...] | None = None
     #: when not empty the rule holds for these selected workloads only (named ports)
     only_uids: frozenset[str] = frozenset()
+    #: index of the NetworkPolicy's rule it was made from; named ports make several of one
+    origin: int = field(default=-1, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ class Verdict:
     reason: str
     #: ``namespace/name`` of the policy that decided, "" when no single one did
     policy: str = ""
+    #: index of its rule that matched, -1 without one
+    rule: int = -1
     #: what dry-run policies would have done
     notes: tuple[Note, ...] = ()
 
@@ -132,19 +134,25 @@ def evaluate(authorizations: Sequence[Authorization], connection: Connection) ->
     notes = [
         Note(DRY_RUN_DENY, policy.key)
         for policy in _select(authorizations, Action.DENY, dry_run=True)
-        if _matches(policy, connection)
+        if _matching_rule(policy, connection) >= 0
     ]
     for policy in _select(authorizations, Action.DENY, dry_run=False):
-        if _matches(policy, connection):
+        rule = _matching_rule(policy, connection)
+        if rule >= 0:
             reason = f"explicitly denied by: {policy.key}"
-            return Verdict(allowed=False, reason=reason, policy=policy.key, notes=tuple(notes))
+            return Verdict(
+                allowed=False, reason=reason, policy=policy.key, rule=rule, notes=tuple(notes)
+            )
     allowing = _select(authorizations, Action.ALLOW, dry_run=False)
     notes += _dry_run_allow(authorizations, connection, enforced=bool(allowing))
     if not allowing:
         return Verdict(allowed=True, reason=NO_ALLOW_POLICIES, notes=tuple(notes))
     for policy in allowing:
-        if _matches(policy, connection):
-            return Verdict(allowed=True, reason=ALLOW_MATCH, policy=policy.key, notes=tuple(notes))
+        rule = _matching_rule(policy, connection)
+        if rule >= 0:
+            return Verdict(
+                allowed=True, reason=ALLOW_MATCH, policy=policy.key, rule=rule, notes=tuple(notes)
+            )
     return Verdict(allowed=False, reason=NONE_ALLOWED, notes=tuple(notes))
 
 
@@ -152,7 +160,9 @@ def _dry_run_allow(
     authorizations: Sequence[Authorization], connection: Connection, *, enforced: bool
 ) -> list[Note]:
     dry = _select(authorizations, Action.ALLOW, dry_run=True)
-    found = [Note(DRY_RUN_ALLOW, policy.key) for policy in dry if _matches(policy, connection)]
+    found = [
+        Note(DRY_RUN_ALLOW, policy.key) for policy in dry if _matching_rule(policy, connection) >= 0
+    ]
     return found or ([Note(DRY_RUN_NONE_ALLOWED)] if dry and not enforced else [])
 
 
@@ -162,12 +172,18 @@ def _select(
     return [p for p in authorizations if p.action is action and p.dry_run is dry_run]
 
 
-def _matches(policy: Authorization, connection: Connection) -> bool:
-    return any(_rule_matches(rule, connection) for rule in policy.rules)  # ANY rule
+def _matching_rule(policy: Authorization, connection: Connection) -> int:
+    """Index of the first rule that matches, else -1."""
+    for index, rule in enumerate(policy.rules):  # ANY rule
+        if all(_clause_matches(clause, connection) for clause in rule):  # ALL clauses
+            return index
+    return -1
 
 
-def _rule_matches(rule: Rule, connection: Connection) -> bool:
-    return all(_clause_matches(clause, connection) for clause in rule)  # ALL clauses
+def unmet_clauses(rule: Rule, connection: Connection) -> list[Clause]:
+    """What keeps a rule from matching."""
+    connection = _canonical(connection)
+    return [clause for clause in rule if not _clause_matches(clause, connection)]
 
 
 def _clause_matches(clause: Clause, connection: Connection) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from metalmesh.model.network_policy import (
@@ -100,14 +100,14 @@ def compile_network_policy(
         ingress=policy.ingress,
         egress=policy.egress,
         ingress_rules=tuple(
-            rule
-            for entry in policy.ingress_rules
+            replace(rule, origin=index)
+            for index, entry in enumerate(policy.ingress_rules)
             if policy.ingress
             for rule in compiler.ingress(entry)
         ),
         egress_rules=tuple(
-            rule
-            for entry in policy.egress_rules
+            replace(rule, origin=index)
+            for index, entry in enumerate(policy.egress_rules)
             if policy.egress
             for rule in compiler.egress(entry)
         ),

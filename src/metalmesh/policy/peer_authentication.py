@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from metalmesh.model.resources.policies import PeerAuthentication
 
+#: begins the names of policies made from one with port exceptions
+CONVERTED_PREFIX: Final = "converted_peer_authentication_"
 _ANYBODY: Final = (StringMatch(MatchKind.PRESENCE),)
 #: matches a peer that did not prove an identity
 _PLAINTEXT: Final = Match(not_principals=_ANYBODY)
@@ -38,7 +40,7 @@ def strict_authorization(root_namespace: str) -> Authorization:
 
 def converted_name(policy: PeerAuthentication) -> str:
     """Name of the policy made from a PeerAuthentication with port exceptions."""
-    return f"converted_peer_authentication_{policy.meta.name}"
+    return f"{CONVERTED_PREFIX}{policy.meta.name}"
 
 
 def peer_authentication_keys(
@@ -60,14 +62,33 @@ def inherits_strict(
     policies: Sequence[PeerAuthentication], root_namespace: str, namespace: str
 ) -> bool:
     """Whether a workload without a policy of its own is STRICT: namespace, then mesh."""
-    levels = {root_namespace: "", namespace: ""}
-    for policy in policies:
-        if not selects_workloads(policy) and levels.get(policy.meta.namespace) == "":
-            levels[policy.meta.namespace] = policy.mode
-    effective = levels[namespace]
-    if effective in ("", "UNSET"):
-        effective = levels[root_namespace]
-    return effective == "STRICT"
+    found = _inherited_policy(policies, root_namespace, namespace)
+    return found is not None and found.mode == "STRICT"
+
+
+def effective_policy(
+    policies: Sequence[PeerAuthentication],
+    root_namespace: str,
+    namespace: str,
+    labels: Mapping[str, str],
+) -> PeerAuthentication | None:
+    """The policy that sets a workload's mode, ports aside; None when nobody sets one."""
+    own = _workload_policy(policies, root_namespace, namespace, labels)
+    if own is not None and own.mode != "UNSET":
+        return own
+    return _inherited_policy(policies, root_namespace, namespace)
+
+
+def _inherited_policy(
+    policies: Sequence[PeerAuthentication], root_namespace: str, namespace: str
+) -> PeerAuthentication | None:
+    for level in (namespace, root_namespace):
+        for policy in policies:
+            if policy.meta.namespace == level and not selects_workloads(policy):
+                if policy.mode != "UNSET":
+                    return policy
+                break  # the oldest of a level counts
+    return None
 
 
 def convert_peer_authentication(

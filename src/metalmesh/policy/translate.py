@@ -46,6 +46,8 @@ class Translation:
     accepted: bool
     reason: str
     message: str
+    #: for every rule that is enforced, the index of the policy's own rule it was made from
+    origins: tuple[int, ...] = ()
 
 
 # --- AuthorizationPolicy ---------------------------------------------------------------------
@@ -68,7 +70,7 @@ def translate_authorization(
     if policy.action not in ("ALLOW", "DENY"):
         return _unsupported(f"ztunnel does not support the {policy.action} action")
     action = Action[policy.action]
-    rules, found = _rules(policy, action, compat)
+    rules, origins, found = _rules(policy, action, compat)
     authorization = Authorization(
         name=policy.meta.name,
         namespace=policy.meta.namespace,
@@ -78,13 +80,13 @@ def translate_authorization(
         dry_run=policy.meta.annotations.get(ANNOTATION_DRY_RUN) == "true",
     )
     if not found:
-        return _accepted(authorization, "Accepted", "attached to ztunnel")
+        return _accepted(authorization, origins, "Accepted", "attached to ztunnel")
     message = (
         f"ztunnel does not support HTTP attributes (found: {', '.join(sorted(found))}). "
         f"In ambient mode you must use a waypoint proxy to enforce HTTP rules. "
         f"{_effect(rules, action)}"
     )
-    return _accepted(authorization, "UnsupportedValue", message)
+    return _accepted(authorization, origins, "UnsupportedValue", message)
 
 
 def _effect(rules: tuple[Rule, ...], action: Action) -> str:
@@ -105,13 +107,16 @@ def _effect(rules: tuple[Rule, ...], action: Action) -> str:
     )
 
 
-def _accepted(authorization: Authorization, reason: str, message: str) -> Translation:
+def _accepted(
+    authorization: Authorization, origins: tuple[int, ...], reason: str, message: str
+) -> Translation:
     return Translation(
         authorization=authorization,
         condition="ZtunnelAccepted",
         accepted=True,
         reason=reason,
         message=message,
+        origins=origins,
     )
 
 
@@ -135,20 +140,23 @@ def _scope(policy: AuthorizationPolicy, root_namespace: str) -> PolicyScope:
 
 def _rules(
     policy: AuthorizationPolicy, action: Action, compat: frozenset[Deviation]
-) -> tuple[tuple[Rule, ...], list[str]]:
-    """The rules a ztunnel can enforce, and the HTTP attributes that were met."""
+) -> tuple[tuple[Rule, ...], tuple[int, ...], list[str]]:
+    """The rules a ztunnel can enforce, their origins, and the HTTP attributes that were met."""
     rules: list[Rule] = []
+    origins: list[int] = []
     found: dict[str, None] = {}
     namespace = policy.meta.namespace
-    for rule in policy.rules:
+    for index, rule in enumerate(policy.rules):
         if Deviation.TRUST_DOMAINS in compat:
             rule = _without_trust_domains(rule)
         attributes = _http_attributes(rule)
         found.update(dict.fromkeys(attributes))
         if attributes and action is Action.ALLOW:
             continue
-        rules += [_rule(part, namespace, compat) for part in _apart(rule)]
-    return tuple(rules), list(found)
+        for part in _apart(rule):
+            rules.append(_rule(part, namespace, compat))
+            origins.append(index)
+    return tuple(rules), tuple(origins), list(found)
 
 
 def _without_trust_domains(rule: AuthorizationRule) -> AuthorizationRule:

@@ -1,0 +1,75 @@
+"""The mesh that the resources in force make, for :mod:`metalmesh.policy.why`; pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from metalmesh.constants import (
+    ANNOTATION_BYPASS_INBOUND,
+    TYPE_ADDRESS,
+    TYPE_AUTHORIZATION,
+    TYPE_NETWORK_POLICY,
+)
+from metalmesh.model.resources import PeerAuthentication, WorkloadEntry
+from metalmesh.policy.peer_authentication import effective_policy
+from metalmesh.policy.world import World
+from metalmesh.render.wds import workload_uid
+from metalmesh.routing.state import MeshState
+from metalmesh.xds.authorization import decode_authorization
+from metalmesh.xds.node import decode_network_policy
+from metalmesh.xds.wds import decode_address
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from metalmesh.controlplane.compute import Computation, ComputeOptions
+    from metalmesh.controlplane.snapshot import AcceptedObject, Snapshot
+
+
+def mesh_state(snapshot: Snapshot) -> MeshState:
+    """What a ztunnel that received everything would know."""
+    state = MeshState()
+    state.apply_addresses(
+        {
+            name: decode_address(item.data, name)
+            for name, item in snapshot.of_type(TYPE_ADDRESS).items()
+        }
+    )
+    state.apply_policies(
+        {
+            name: decode_authorization(item.data, name)
+            for name, item in snapshot.of_type(TYPE_AUTHORIZATION).items()
+        }
+    )
+    state.apply_network_policies(
+        {
+            name: decode_network_policy(item.data, name)
+            for name, item in snapshot.of_type(TYPE_NETWORK_POLICY).items()
+        }
+    )
+    return state
+
+
+def make_world(
+    objects: Mapping[str, AcceptedObject], computation: Computation, options: ComputeOptions
+) -> World:
+    """Everything an explanation needs."""
+    in_order = [item.resource for item in sorted(objects.values(), key=lambda item: item.age)]
+    peers = [item for item in in_order if isinstance(item, PeerAuthentication)]
+    entries = [item for item in in_order if isinstance(item, WorkloadEntry)]
+    root = options.mesh.root_namespace
+    deciding = {}
+    for entry in entries:
+        policy = effective_policy(peers, root, entry.meta.namespace, entry.labels)
+        if policy is not None:
+            deciding[workload_uid(entry, options.mesh)] = f"PeerAuthentication {policy.meta.key}"
+    return World(
+        state=mesh_state(computation.snapshot),
+        origins=computation.origins,
+        peer_authentications=deciding,
+        bypassing=frozenset(
+            workload_uid(entry, options.mesh)
+            for entry in entries
+            if entry.meta.annotations.get(ANNOTATION_BYPASS_INBOUND) == "true"
+        ),
+    )

@@ -1,0 +1,240 @@
+"""Why a connection is allowed, denied, plaintext or passed through: which rule, at which hop.
+
+Nothing is decided here. Route, NetworkPolicy and authorization are asked of the cores that the
+ztunnel and the node agent use, in the order in which a connection meets them:
+
+1. the source's capture, and the route its ztunnel takes
+2. NetworkPolicy on the wire at the source (egress) and the destination (ingress): port 15008 when
+   the connection is tunneled
+3. the destination's ztunnel: PeerAuthentication and AuthorizationPolicy, then NetworkPolicy again,
+   on the port inside of the tunnel
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from metalmesh.model.workload import TunnelProtocol
+from metalmesh.policy.answer import Answer, Effect, Outcome, Path, Step
+from metalmesh.policy.judge import Judge, Leg
+from metalmesh.policy.world import Target, World, name_of
+from metalmesh.routing.endpoints import choose_address, select_endpoints
+from metalmesh.routing.route import RouteKind, find_route, socket_text
+
+if TYPE_CHECKING:
+    from metalmesh.model.workload import IPAddress, Workload
+    from metalmesh.routing.route import Hop
+
+
+def explain(world: World, source: Workload, target: Target) -> Answer:
+    """Explain a connection of ``source`` to ``target``."""
+    addresses = _asked(world, source, target)
+    if not addresses:
+        text = f"no healthy upstream: {target.text} has no address and no endpoint"
+        step = Step(hop="route", effect=Effect.STOP, text=text, object=_service(target))
+        return _answer(source, target, "", [step], [], Outcome.UNREACHABLE)
+    steps: list[Step] = []
+    paths: list[Path] = []
+    outcomes: list[Outcome] = []
+    for address, port in addresses:
+        found = _Question(world, source, target, address, port)
+        outcomes.append(found.explain())
+        steps += [step for step in found.steps if step not in steps]
+        paths += found.paths
+    asked = socket_text(*addresses[0])
+    return _answer(source, target, asked, steps, paths, _overall(outcomes))
+
+
+def _asked(world: World, source: Workload, target: Target) -> list[tuple[IPAddress, int]]:
+    """The addresses that an application may connect to; of a headless service, each endpoint's."""
+    if target.addresses:
+        families = {address.version for address in source.addresses}
+        fitting = [item for item in target.addresses if item.version in families]
+        return [((fitting or list(target.addresses))[0], target.port)]
+    if target.service is None:
+        return []
+    uids = world.state.endpoints.get(target.service.key, {})
+    found = []
+    for uid in sorted(uids):
+        workload = world.state.workloads[uid]
+        if workload.healthy and workload.addresses:
+            found.append((workload.addresses[0], target.port))
+    return found
+
+
+def _overall(outcomes: list[Outcome]) -> Outcome:
+    return outcomes[0] if len(set(outcomes)) == 1 else Outcome.DEPENDS
+
+
+def _answer(
+    source: Workload,
+    target: Target,
+    asked: str,
+    steps: list[Step],
+    paths: list[Path],
+    outcome: Outcome,
+) -> Answer:
+    return Answer(
+        source=name_of(source),
+        destination=target.text,
+        address=asked,
+        outcome=outcome,
+        steps=tuple(steps),
+        paths=tuple(paths),
+    )
+
+
+def _service(target: Target) -> str:
+    return f"Service {target.service.namespace}/{target.service.name}" if target.service else ""
+
+
+class _Question:
+    """A connection to one address."""
+
+    def __init__(
+        self, world: World, source: Workload, target: Target, address: IPAddress, port: int
+    ) -> None:
+        self._world = world
+        self._source = source
+        self._target = target
+        self._address = address
+        self._port = port
+        self.steps: list[Step] = []
+        self.paths: list[Path] = []
+
+    def explain(self) -> Outcome:
+        """Fill steps and paths; return the outcome."""
+        if self._source.protocol is TunnelProtocol.HBONE:
+            self._note("outbound", f"the ztunnel of {self._where(self._source)} takes it")
+            return self._routed()
+        what = "is in no mesh" if not self._source.uid else "is not in the mesh (dataplane-mode)"
+        self._note("outbound", f"{name_of(self._source)} {what}: it connects by itself")
+        return self._unrouted()
+
+    def _routed(self) -> Outcome:
+        world, address = self._world, self._address
+        route = find_route(world.state, self._source, address, self._port)
+        service = f"Service {route.service.namespace}/{route.service.name}" if route.service else ""
+        if route.kind is RouteKind.ERROR:
+            text = f"{route.error}{self._missing_endpoints()}"
+            self.steps.append(Step(hop="route", effect=Effect.STOP, text=text, object=service))
+            return Outcome.UNREACHABLE
+        if route.kind is RouteKind.PASSTHROUGH:
+            text = f"nobody in the mesh has {address}: it is passed through as it is"
+            self._step("route", text, service)
+            return self._passed_through()
+        through = self._endpoint_words(len(route.hops), service)
+        self._step("route", through, service)
+        return self._judge_all([self._leg_of(hop) for hop in route.hops])
+
+    def _unrouted(self) -> Outcome:
+        """The connection of somebody without a ztunnel: the node's own rules know services."""
+        state, address, port = self._world.state, self._address, self._port
+        workload = state.workload_at(self._source.network, address)
+        if workload is not None:
+            self._step("route", f"{address} is {name_of(workload)}", "")
+            return self._judge_all([self._leg(workload, address, port, tunneled=False)])
+        service = state.service_at(self._source.network, address, self._source.namespace)
+        if service is None:
+            self._step("route", f"nobody in the mesh has {address}", "")
+            return self._passed_through()
+        name = f"Service {service.namespace}/{service.name}"
+        legs = []
+        for candidate in select_endpoints(state, service, port, self._source):
+            chosen = choose_address(candidate.workload, address, service.ip_families)
+            if chosen is not None:
+                leg = self._leg(candidate.workload, chosen, candidate.port, tunneled=False)
+                legs.append(leg)
+        if not legs:
+            text = f"no healthy upstream: {address}:{port}{self._missing_endpoints()}"
+            self.steps.append(Step(hop="route", effect=Effect.STOP, text=text, object=name))
+            return Outcome.UNREACHABLE
+        self._step("route", self._endpoint_words(len(legs), name), name)
+        return self._judge_all(legs)
+
+    def _missing_endpoints(self) -> str:
+        """Why a service has no endpoint for the port."""
+        service = self._target.service
+        if service is None:
+            return ""
+        if self._port not in service.ports:
+            ports = ", ".join(map(str, sorted(service.ports))) or "none"
+            return f"; the service has no port {self._port}, only {ports}"
+        uids = self._world.state.endpoints.get(service.key, {})
+        if not uids:
+            return "; its selector matches no workload"
+        sick = sum(not self._world.state.workloads[uid].healthy for uid in uids)
+        return f"; of {len(uids)} endpoints, {sick} are unhealthy"
+
+    def _endpoint_words(self, count: int, service: str) -> str:
+        if not service:
+            return f"{self._address} is a workload of the mesh"
+        return f"port {self._port} leads to {count} endpoint{'s' if count > 1 else ''}"
+
+    def _leg_of(self, hop: Hop) -> Leg:
+        if not hop.address:
+            return self._leg(hop.workload, None, hop.target_port, tunneled=bool(hop.authority))
+        dialled, _, port = hop.address.rpartition(":")
+        inner, _, inner_port = hop.authority.rpartition(":")
+        return self._leg(
+            hop.workload,
+            next(item for item in hop.workload.addresses if str(item) == dialled.strip("[]")),
+            int(inner_port or port),
+            tunneled=bool(hop.authority),
+            waypoint=bool(hop.authority) and inner != dialled,
+        )
+
+    def _leg(
+        self,
+        workload: Workload | None,
+        address: IPAddress | None,
+        port: int,
+        *,
+        tunneled: bool,
+        waypoint: bool = False,
+    ) -> Leg:
+        wanted = (address or self._address).version
+        own = [item for item in self._source.addresses if item.version == wanted]
+        return Leg(
+            source=self._source,
+            source_ip=own[0] if own else None,
+            destination=workload,
+            address=address,
+            port=port,
+            tunneled=tunneled,
+            waypoint=waypoint,
+        )
+
+    def _passed_through(self) -> Outcome:
+        judge = Judge(self._world, self._leg(None, self._address, self._port, tunneled=False))
+        outcome = judge.judge()
+        self.steps += judge.steps
+        return Outcome.PASSED_THROUGH if outcome is Outcome.PLAINTEXT else outcome
+
+    def _judge_all(self, legs: list[Leg]) -> Outcome:
+        outcomes = []
+        for leg in legs:
+            judge = Judge(self._world, leg)
+            outcome = judge.judge()
+            outcomes.append(outcome)
+            assert leg.destination is not None
+            dialled = socket_text(leg.address, leg.wire_port) if leg.address else "a hostname"
+            self.paths.append(
+                Path(
+                    endpoint=name_of(leg.destination),
+                    address=dialled,
+                    target=socket_text(leg.address, leg.port) if leg.address else "",
+                    outcome=outcome,
+                    steps=tuple(judge.steps),
+                )
+            )
+        return _overall(outcomes)
+
+    def _where(self, workload: Workload) -> str:
+        return f"node {workload.node}" if workload.node else "its node"
+
+    def _step(self, hop: str, text: str, name: str) -> None:
+        self.steps.append(Step(hop=hop, effect=Effect.OK, text=text, object=name))
+
+    def _note(self, hop: str, text: str) -> None:
+        self.steps.append(Step(hop=hop, effect=Effect.NOTE, text=text))
