@@ -72,6 +72,7 @@ ANNOTATION_NETNS: Final = "ambient.metalmesh.io/netns"
 TYPE_ADDRESS: Final = "type.googleapis.com/istio.workload.Address"
 TYPE_AUTHORIZATION: Final = "type.googleapis.com/istio.security.Authorization"
 TYPE_NODE: Final = "type.googleapis.com/metalmesh.node.v1.Node"
+TYPE_AUTHORITY: Final = "type.googleapis.com/metalmesh.node.v1.Authority"
 TYPE_NETWORK_POLICY: Final = "type.googleapis.com/metalmesh.node.v1.NetworkPolicy"
 
 # --- paths (on nodes) ------------------------------------------------------------------------

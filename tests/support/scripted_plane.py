@@ -21,7 +21,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from metalmesh.constants import TYPE_ADDRESS, TYPE_AUTHORIZATION, TYPE_NETWORK_POLICY
+from metalmesh.constants import (
+    TYPE_ADDRESS,
+    TYPE_AUTHORITY,
+    TYPE_AUTHORIZATION,
+    TYPE_NETWORK_POLICY,
+)
 from metalmesh.model.authorization import Authorization
 from metalmesh.model.network_policy import CompiledNetworkPolicy
 from metalmesh.model.service import Service
@@ -37,7 +42,7 @@ from tests.support.pki import Credentials
 HOUR = datetime.timedelta(hours=1)
 XDS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 CA = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
-TYPES = (TYPE_ADDRESS, TYPE_AUTHORIZATION, TYPE_NETWORK_POLICY)
+TYPES = (TYPE_ADDRESS, TYPE_AUTHORIZATION, TYPE_NETWORK_POLICY, TYPE_AUTHORITY)
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""``metalmesh ca``: make, renew and show the mesh's root and issuing certificates."""
+"""``metalmesh ca``: make, renew, rotate, revoke and show the mesh's certificates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metalmesh.cli import ca_rotation
 from metalmesh.constants import DEFAULT_TRUST_DOMAIN, STATE_DIR
 from metalmesh.controlplane.ca_files import (
     CaPaths,
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--root-dir", type=Path, help="directory of the root's key (default: --dir)"
         )
+    init.add_argument("--check", action="store_true", help="only say what would be written")
+    _add_crl_arguments(actions)
+    ca_rotation.add_arguments(actions)
+
+
+def _add_crl_arguments(actions: Any) -> None:
     revoke = actions.add_parser("revoke", help="put certificates on the revocation list")
     revoke.add_argument("--serial", action="append", default=[], help="hexadecimal; repeatable")
     revoke.add_argument(
@@ -60,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (revoke, crl):
         action.add_argument("--dir", required=True, type=Path, help="directory of the CA")
         action.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    init.add_argument("--check", action="store_true", help="only say what would be written")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,13 +77,19 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.action in ("revoke", "crl"):
         return _revoke(args, now)
+    if args.action == "rotate-root":
+        _print(args, ca_rotation.rotate(args, now))
+        return 0
+    if args.action == "check-node":
+        _print(args, ca_rotation.check_node(args))
+        return 0
     paths = CaPaths(args.dir, args.root_dir or args.dir)
     if args.action == "renew":
         renew_issuing(paths, args.trust_domain, now)
-        written = [paths.issuing_key, paths.issuing_cert]
+        _print(args, ca_rotation.describe(paths, [paths.issuing_key, paths.issuing_cert]))
     else:
         written = plan_init(paths) if args.check else init_ca(paths, args.trust_domain, now)
-    _print(args, {"changed": bool(written), "files": [str(path) for path in written]})
+        _print(args, {"changed": bool(written), "files": [str(path) for path in written]})
     return 0
 
 

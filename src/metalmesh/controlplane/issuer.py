@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from metalmesh.controlplane.metrics import ControlPlaneMetrics
-    from metalmesh.model.identity import SpiffeId
+    from metalmesh.model.identity import SignedBy, SpiffeId
 
 SERVING_TTL: Final = timedelta(hours=24)
 SERVING_RETRY: Final = timedelta(minutes=5)
@@ -90,15 +90,24 @@ class Issuer:
         chain = self._authority.chain_pems(leaf)
         return Signed(chain, leaf.serial_number, int(leaf.not_valid_after_utc.timestamp()))
 
-    def maintain(self) -> None:
-        """Take over changed files and renew the serving certificate when it is due."""
-        now = self._clock()
+    @property
+    def authority(self) -> SignedBy:
+        """By what the certificates it signs are known."""
+        return self._authority.identity
+
+    def maintain(self) -> bool:
+        """Take over changed files and renew the serving certificate when it is due.
+
+        Returns whether it signs with something else from now on.
+        """
+        now, before = self._clock(), self._authority
         signature = self._signature()
         if signature != self._files:
             self._reload(now)
             self._files = signature
         if now >= self.serving.renew_at:
             self._renew_serving(now)
+        return self._authority is not before
 
     def _renew_serving(self, now: datetime) -> None:
         """Replace the serving certificate; when that fails, try again later and go on."""

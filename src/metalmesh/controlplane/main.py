@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
+from metalmesh.constants import TYPE_AUTHORITY
+from metalmesh.controlplane.announcement import AnnouncedSnapshot
 from metalmesh.controlplane.debug import debug_server
 from metalmesh.controlplane.discovery_service import DiscoveryService
 from metalmesh.controlplane.identity_service import (
@@ -30,6 +32,7 @@ from metalmesh.errors import ConfigError, MetalmeshError
 from metalmesh.service.logs import Log
 from metalmesh.service.metrics import Registry
 from metalmesh.service.systemd import Notifier
+from metalmesh.xds.node import AUTHORITY_NAME
 
 if TYPE_CHECKING:
     from metalmesh.controlplane.config import ControlPlaneConfig
@@ -94,7 +97,9 @@ class ControlPlane:
             lambda changes: self.discovery.publish(changes),
         )
         self.discovery = DiscoveryService(
-            authenticator, lambda: self.keeper.snapshot, self._metrics
+            authenticator,
+            AnnouncedSnapshot(lambda: self.keeper.snapshot, lambda: self.issuer.authority),
+            self._metrics,
         )
         self._tokens = JoinTokens(config.tokens_dir)
         self._issued = IssuedCertificates(config.state_dir)
@@ -191,7 +196,8 @@ class ControlPlane:
         """Renew certificates, end streams of void tokens, keep the status line current."""
         while True:
             await asyncio.sleep(MAINTENANCE_SECONDS)
-            self.issuer.maintain()
+            if self.issuer.maintain():
+                self.discovery.publish({TYPE_AUTHORITY: frozenset({AUTHORITY_NAME})})
             self.discovery.end_unauthorized()
             self._notifier.status(self._status())
 

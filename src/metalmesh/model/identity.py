@@ -30,6 +30,14 @@ class SpiffeId:
         return f"{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
 
+@dataclass(frozen=True, slots=True)
+class SignedBy:
+    """What certificates of the mesh are signed with and trusted by; SHA-256 of certificates."""
+
+    roots: frozenset[bytes]
+    issuing: bytes
+
+
 def check_trust_domain(name: str) -> str:
     """A trust domain's name, as it is; :class:`IdentityError` when it cannot be in an identity."""
     if not _SEGMENT.match(name):

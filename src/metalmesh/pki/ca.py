@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from metalmesh.constants import SVID_BACKDATE_SECONDS
 from metalmesh.errors import CertificateError
+from metalmesh.model.identity import SignedBy
 from metalmesh.pki.keys import SigningKey, check_public_key
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class CertificateAuthority:
     def not_after(self) -> datetime:
         """When the first certificate of the chain expires."""
         return min(cert.not_valid_after_utc for cert in (self.issuing, *self.intermediates))
+
+    @property
+    def identity(self) -> SignedBy:
+        """By what its certificates are known."""
+        return SignedBy(frozenset(map(fingerprint, self.roots)), fingerprint(self.issuing))
 
     def chain_pems(self, leaf: x509.Certificate) -> list[str]:
         """Leaf first, one certificate per element, the last element all roots (istio-facts 4)."""
@@ -179,7 +185,7 @@ def load_authority(
         return CertificateAuthority(issuing, key, (), trusted)
     for child, parent in itertools.pairwise(links):
         _check_issued(child, parent)
-    if not any(_is_issued(links[-1], root) for root in trusted):
+    if not any(is_issued(links[-1], root) for root in trusted):
         raise CertificateError(
             f"certificate {links[-1].subject.rfc4514_string()!r} was issued by no valid root of "
             "root-cert.pem; append the missing intermediate to issuing-cert.pem or the root "
@@ -204,14 +210,15 @@ def _check_authority(cert: x509.Certificate, now: datetime) -> None:
 
 
 def _check_issued(child: x509.Certificate, parent: x509.Certificate) -> None:
-    if not _is_issued(child, parent):
+    if not is_issued(child, parent):
         raise CertificateError(
             f"certificate {child.subject.rfc4514_string()!r} was not issued by "
             f"{parent.subject.rfc4514_string()!r}; order issuing-cert.pem from leaf to root"
         )
 
 
-def _is_issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
+def is_issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
+    """Whether ``parent`` signed ``child``."""
     try:
         child.verify_directly_issued_by(parent)
     except (ValueError, TypeError, InvalidSignature):
@@ -320,6 +327,11 @@ def _sign_leaf(
         .add_extension(identifier, critical=False)
         .sign(authority.key, hashes.SHA256())
     )
+
+
+def fingerprint(cert: x509.Certificate) -> bytes:
+    """SHA-256 of a certificate."""
+    return cert.fingerprint(hashes.SHA256())
 
 
 def certificate_to_pem(cert: x509.Certificate) -> str:

@@ -73,6 +73,12 @@ class SvidSchedule:
                 entry.backoff = BACKOFF_INITIAL_SECONDS
                 entry.due_at = min(entry.due_at, now)
 
+    def renew(self, identity: str, at: float) -> None:
+        """Ask for a new certificate at ``at`` already; what is held stays in use meanwhile."""
+        entry = self._entries.get(identity)
+        if entry is not None and not entry.in_flight:
+            entry.due_at = min(entry.due_at, at)
+
     def start_due(self, now: float) -> list[str]:
         """Identities to ask for now, most urgent first; they count as under way."""
         room = CONCURRENT_REQUESTS - sum(e.in_flight for e in self._entries.values())

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 
 from metalmesh.errors import CertificateError
+from metalmesh.model.identity import SignedBy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,8 @@ class Svid:
     chain_pem: str
     key_pem: str = field(repr=False)
     roots_pem: str
+    #: what it was signed with and which roots came with it
+    signed_by: SignedBy
     not_before: float
     not_after: float
 
@@ -43,8 +46,7 @@ def parse_svid(identity: str, key_pem: str, cert_chain: Sequence[str]) -> Svid:
         )
     try:
         leaf = x509.load_pem_x509_certificate(cert_chain[0].encode())
-        for text in cert_chain[1:]:
-            x509.load_pem_x509_certificates(text.encode())
+        above = [x509.load_pem_x509_certificates(text.encode()) for text in cert_chain[1:]]
     except ValueError as error:
         raise CertificateError(
             f"CA answer for {identity}: not a PEM certificate: {error}"
@@ -63,9 +65,17 @@ def parse_svid(identity: str, key_pem: str, cert_chain: Sequence[str]) -> Svid:
         chain_pem="".join(_with_newline(text) for text in cert_chain[:-1]),
         key_pem=key_pem,
         roots_pem=_with_newline(cert_chain[-1]),
+        signed_by=_signed_by(above),
         not_before=leaf.not_valid_before_utc.timestamp(),
         not_after=leaf.not_valid_after_utc.timestamp(),
     )
+
+
+def _signed_by(above: Sequence[Sequence[x509.Certificate]]) -> SignedBy:
+    """The certificate that signed the leaf is the first above it; the roots are the last."""
+    sha = hashes.SHA256()
+    roots = frozenset(root.fingerprint(sha) for root in above[-1])
+    return SignedBy(roots, above[0][0].fingerprint(sha))
 
 
 def uri_names(certificate: x509.Certificate) -> list[str]:

@@ -104,6 +104,16 @@ class PortNames(_message.Message):
     tcp: _containers.ScalarMap[str, int]
     def __init__(self, tcp: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
+class Authority(_message.Message):
+    __slots__ = ("name", "roots", "issuing")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROOTS_FIELD_NUMBER: _ClassVar[int]
+    ISSUING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    roots: _containers.RepeatedScalarFieldContainer[bytes]
+    issuing: bytes
+    def __init__(self, name: _Optional[str] = ..., roots: _Optional[_Iterable[bytes]] = ..., issuing: _Optional[bytes] = ...) -> None: ...
+
 class JoinRequest(_message.Message):
     __slots__ = ("join_token", "node_name")
     JOIN_TOKEN_FIELD_NUMBER: _ClassVar[int]

@@ -1,4 +1,4 @@
-"""Codec of our own types, ``metalmesh.node.v1``: nodes and compiled NetworkPolicies."""
+"""Codec of our own types, ``metalmesh.node.v1``: nodes, NetworkPolicies, the CA's state."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Any, Final
 
 from metalmesh.errors import ProtocolError
+from metalmesh.model.identity import SignedBy
 from metalmesh.model.network_policy import (
     CompiledNetworkPolicy,
     Peer,
@@ -27,6 +28,9 @@ from metalmesh.xds.fields import (
 
 if TYPE_CHECKING:
     from metalmesh.model.authorization import IPNetwork
+
+#: there is one
+AUTHORITY_NAME: Final = "default"
 
 _PROTOCOLS: Final = {pb.TCP: Protocol.TCP, pb.UDP: Protocol.UDP, pb.SCTP: Protocol.SCTP}
 _PROTOCOL_NUMBERS: Final[dict[Protocol, Any]] = {value: n for n, value in _PROTOCOLS.items()}
@@ -67,6 +71,25 @@ def _cidr_text(text: str, where: str) -> IPNetwork:
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise ProtocolError(f"{where}: {error}") from error
+
+
+# --- the CA ----------------------------------------------------------------------------------
+
+
+def encode_authority(authority: SignedBy) -> bytes:
+    """Encode what the CA signs with."""
+    message = pb.Authority(
+        name=AUTHORITY_NAME, roots=sorted(authority.roots), issuing=authority.issuing
+    )
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_authority(data: bytes, name: str) -> SignedBy:
+    """Decode it; ``name`` is the resource's name in the response."""
+    message = parse_message(pb.Authority, data)
+    if not message.roots or not message.issuing:
+        raise ProtocolError(f"{name}: roots and issuing must not be empty")
+    return SignedBy(frozenset(message.roots), message.issuing)
 
 
 # --- NetworkPolicy ---------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from metalmesh.errors import CertificateError
 from metalmesh.pki.csr import make_key_and_request
@@ -17,7 +17,11 @@ from metalmesh.ztunnel import messages
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from metalmesh.model.identity import SignedBy
     from metalmesh.pki.svid import Svid
+
+#: over how long the renewals after a change of the CA are spread
+RENEWAL_SPREAD_SECONDS: Final = 2.0
 
 log = Log("metalmesh.ztunnel.certificates")
 
@@ -42,6 +46,7 @@ class CertificateKeeper:
         self._ttl_seconds = ttl_seconds
         self._publish = publish
         self._wake = asyncio.Event()
+        self._expected: SignedBy | None = None
         self._requests: set[asyncio.Task[None]] = set()
         self.schedule = SvidSchedule(lambda: random.uniform(-1, 1))  # noqa: S311 - no secret
 
@@ -89,6 +94,23 @@ class CertificateKeeper:
         self.schedule.retry_now(time.time())
         self._wake.set()
 
+    def expect(self, authority: SignedBy) -> None:
+        """The CA signs with this now: replace what was signed with anything else, soon."""
+        if authority == self._expected:
+            return
+        self._expected = authority
+        for identity in tuple(self.schedule.identities()):
+            self._renew_if_outdated(identity)
+
+    def _renew_if_outdated(self, identity: str) -> None:
+        now = time.time()
+        svid = self.schedule.held(identity, now)
+        if svid is not None and self._expected not in (None, svid.signed_by):
+            # every node hears of it in the same second
+            spread = random.uniform(0, RENEWAL_SPREAD_SECONDS)  # noqa: S311 - no secret
+            self.schedule.renew(identity, now + spread)
+            self._wake.set()
+
     async def run(self) -> None:
         """Follow the schedule for ever."""
         while True:
@@ -109,6 +131,7 @@ class CertificateKeeper:
                 continue
 
     async def _request(self, identity: str) -> None:
+        expected = self._expected
         try:
             pair = make_key_and_request(identity)
             chain = await self._authority.create_certificate(
@@ -129,6 +152,8 @@ class CertificateKeeper:
                     {"identity": identity, "expires_in_seconds": int(svid.not_after - time.time())},
                 )
                 self._publish(_message(svid))
+                if expected is not self._expected:  # it may have been signed before the change
+                    self._renew_if_outdated(identity)
         self._wake.set()
 
     def _failed(self, identity: str, error: str) -> None:

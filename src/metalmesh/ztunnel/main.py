@@ -13,6 +13,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
+from metalmesh.constants import TYPE_AUTHORITY
 from metalmesh.errors import MetalmeshError, NetworkError
 from metalmesh.service.ca_client import CaClient
 from metalmesh.service.logs import Log
@@ -283,7 +284,12 @@ class Ztunnel:
 
     # --- from the control plane ----------------------------------------------------------------
     def _on_update(self, update: Update) -> Mapping[str, str]:
-        self.mesh.on_update(update)
+        if update.type_url == TYPE_AUTHORITY:
+            if self.config.ca_address in ("", self.config.xds_address):  # its CA is ours
+                for authority in update.changed.values():
+                    self.certificates.expect(authority)
+        else:
+            self.mesh.on_update(update)
         if not update.restored and self._in_charge:
             self.saved.changed()
         return {}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from metalmesh import constants
 from metalmesh.constants import (
     TYPE_ADDRESS,
+    TYPE_AUTHORITY,
     TYPE_AUTHORIZATION,
     TYPE_NETWORK_POLICY,
     WORKLOAD_INFO_TIMEOUT_SECONDS,
@@ -28,7 +29,7 @@ from metalmesh.routing.state import MeshState
 from metalmesh.service.resolver import resolve_name
 from metalmesh.xds.authorization import decode_authorization
 from metalmesh.xds.delta_client import Subscription
-from metalmesh.xds.node import decode_network_policy
+from metalmesh.xds.node import decode_authority, decode_network_policy
 from metalmesh.xds.wds import decode_address
 from metalmesh.ztunnel import messages
 from metalmesh.ztunnel.view import (
@@ -53,6 +54,7 @@ SUBSCRIPTIONS: Final = (
     Subscription(type_url=TYPE_AUTHORIZATION, decode=decode_authorization),
     # ours; another control plane never answers it
     Subscription(type_url=TYPE_NETWORK_POLICY, decode=decode_network_policy, required=False),
+    Subscription(type_url=TYPE_AUTHORITY, decode=decode_authority, required=False),
 )
 #: how long a control plane may take to answer NetworkPolicy after the rest, before we conclude
 #: that it has no such type

@@ -62,7 +62,7 @@ def test_artifact_holds_the_roles_and_no_tests(installed: Path) -> None:
 def test_its_playbooks_run_from_there(installed: Path, tmp_path: Path) -> None:
     """By name, against an inventory that knows nothing of the checkout."""
     inventory = ROOT / "inventory/baremetal.example"
-    for name in ("site", "uninstall", "revoke"):
+    for name in ("site", "uninstall", "revoke", "rotate_ca"):
         playbook = ("ansible-playbook", f"metalmesh.ambient.{name}", "-i", str(inventory))
         output = run(*playbook, "--list-tasks", cwd=tmp_path, collections=installed)
         assert str(installed) in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from metalmesh.model.identity import SignedBy
 from metalmesh.pki.schedule import CONCURRENT_REQUESTS, Priority, SvidSchedule
 from metalmesh.pki.svid import Svid
 
@@ -19,6 +20,7 @@ def svid(identity: str, not_before: float, life: float = DAY) -> Svid:
         chain_pem="chain",
         key_pem="key",
         roots_pem="roots",
+        signed_by=SignedBy(frozenset(), b""),
         not_before=not_before,
         not_after=not_before + life,
     )
@@ -160,3 +162,20 @@ def test_forgotten_identity_takes_no_late_answer(schedule: SvidSchedule) -> None
     assert not schedule.succeeded(A, svid(A, 0), 0)
     assert not schedule.failed(A, "late", 0)
     assert schedule.next_deadline() is None
+
+
+def test_renewal_can_be_asked_for_early_and_keeps_the_old_one_in_use(
+    schedule: SvidSchedule,
+) -> None:
+    """The CA has changed; a request that is under way is not repeated here."""
+    schedule.want(A, Priority.WARMUP, 0)
+    assert schedule.start_due(0) == [A]
+    schedule.renew(A, 5)
+    assert schedule.start_due(5) == []
+    schedule.succeeded(A, svid(A, 0), 5)
+    schedule.renew(A, 100)
+    schedule.renew(A, 200)
+    schedule.renew(B, 100)
+    assert schedule.start_due(99) == []
+    assert schedule.held(A, 100) is not None
+    assert schedule.start_due(100) == [A]

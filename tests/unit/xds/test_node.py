@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metalmesh.errors import ProtocolError
+from metalmesh.model.identity import SignedBy
 from metalmesh.model.network_policy import (
     CompiledNetworkPolicy,
     Peer,
@@ -22,8 +23,10 @@ from metalmesh.model.node import Node
 from metalmesh.policy.network_policy import network_policy_from_dict, network_policy_to_dict
 from metalmesh.proto import node_pb2 as pb
 from metalmesh.xds.node import (
+    decode_authority,
     decode_network_policy,
     decode_node,
+    encode_authority,
     encode_network_policy,
     encode_node,
 )
@@ -122,3 +125,17 @@ def test_only_protocol_errors_escape_the_decoders(decode: Callable, data: bytes)
     except ProtocolError as error:
         message = str(error)
     assert message.startswith("name: ")
+
+
+@given(st.frozensets(st.binary(min_size=1), min_size=1), st.binary(min_size=1))
+def test_authority_survives_the_wire(roots: frozenset[bytes], issuing: bytes) -> None:
+    authority = SignedBy(roots, issuing)
+    assert decode_authority(encode_authority(authority), "default") == authority
+
+
+@pytest.mark.parametrize(
+    "message", [pb.Authority(), pb.Authority(roots=[b"x"]), pb.Authority(issuing=b"x")]
+)
+def test_authority_of_nothing_is_refused(message: pb.Authority) -> None:
+    with pytest.raises(ProtocolError, match="default: roots and issuing must not be empty"):
+        decode_authority(message.SerializeToString(), "default")

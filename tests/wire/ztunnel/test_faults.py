@@ -13,6 +13,7 @@ import pytest
 from metalmesh.constants import TYPE_ADDRESS
 from metalmesh.model.authorization import Action, Authorization, PolicyScope
 from tests.support.apps import ask, echo_app
+from tests.support.mixed_load import MixedLoad
 from tests.support.waits import WAITS, wait_until
 from tests.support.ztunnel_stage import Guest, Stage, stored
 
@@ -236,15 +237,26 @@ def test_certificates_are_renewed_under_way(stage: Stage) -> None:
     stage.start()
     stage.snapshot(one, two)
     stage.wait_ready()
-    with echo_app(two.netns, PORT), one.netns.connect(two.netns.address, PORT) as connection:
-        second = "spiffe://cluster.local/ns/shop/sa/sa2"
+    wait_until(lambda: len(_serials(stage)) == 2, WAITS["workload"], what="first certificates")
+    before = _serials(stage)
+    second = "spiffe://cluster.local/ns/shop/sa/sa2"
+    with (
+        echo_app(two.netns, PORT),
+        MixedLoad([one.netns], two.netns.address, PORT, idle=2) as load,
+    ):
         wait_until(
             lambda: stage.plane.signed.count(second) >= 4, WAITS["workload"], what="renewals"
         )
-        connection.sendall(b"x")
-        assert connection.recv(1) == b"x"
-        assert reachable(one, two)
+    outcome = load.outcome()
+    assert (outcome.failures, outcome.transfers_lost, outcome.idle_lost) == ((), 0, 0)
+    assert not before & _serials(stage)
     assert "certificate refused" not in stage.log()
+
+
+def _serials(stage: Stage) -> set[str]:
+    """Serial numbers of the certificates in use."""
+    held = stage.dump()["certificates"]
+    return {leaf["serialNumber"] for item in held for leaf in item["certChain"][:1]}
 
 
 def test_refusing_ca_fails_connections_with_its_reason(stage: Stage) -> None:

@@ -11,6 +11,7 @@ from metalmesh.constants import (
     PORT_METRICS,
     PORT_ZTUNNEL_ADMIN,
     TYPE_ADDRESS,
+    TYPE_AUTHORITY,
     TYPE_AUTHORIZATION,
     TYPE_NETWORK_POLICY,
 )
@@ -99,13 +100,13 @@ def test_control_plane_hears_who_calls_and_gets_acknowledgements(stage: Stage, p
     del pair
     assert stage.plane.metadata[0]["authorization"] == "Bearer token-of-node1"
     assert stage.plane.metadata[0]["clusterid"] == "Kubernetes"
-    first = stage.plane.requests[:3]
+    first = stage.plane.requests[:4]
     assert [request.type_url for request in first] == [
-        TYPE_ADDRESS, TYPE_AUTHORIZATION, TYPE_NETWORK_POLICY,
+        TYPE_ADDRESS, TYPE_AUTHORIZATION, TYPE_NETWORK_POLICY, TYPE_AUTHORITY,
     ]  # fmt: skip
     assert first[0].node.id.startswith("ztunnel~")
     assert first[0].node.metadata["NODE_NAME"] == "node1"
-    answers = stage.plane.requests[3:]
+    answers = stage.plane.requests[4:]
     assert all(
         request.response_nonce and not request.HasField("error_detail") for request in answers
     )
