@@ -10,7 +10,6 @@ import asyncio
 import math
 import os
 import signal
-import time
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.constants import TYPE_AUTHORITY
@@ -269,18 +268,6 @@ class Ztunnel:
         if not (self.zds.synced and not self.zds.pending and self.pool.ready):
             names.append("workload proxy manager")
         return names
-
-    def refresh_gauges(self) -> None:
-        """Bring computed gauges up to date before a scrape."""
-        now = time.time()
-        schedule = self.certificates.schedule
-        self.metrics.restarts.set(self.pool.restarts)
-        self.metrics.pending.set(len(self.zds.pending))
-        self.metrics.expiry.clear()
-        for identity in schedule.identities():
-            svid = schedule.held(identity, now)
-            if svid is not None:
-                self.metrics.expiry.set(round(svid.not_after - now), (identity,))
 
     # --- from the control plane ----------------------------------------------------------------
     def _on_update(self, update: Update) -> Mapping[str, str]:

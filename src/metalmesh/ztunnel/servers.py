@@ -96,7 +96,7 @@ class Servers:
     async def _render_metrics(self, request: Request) -> Response:
         ztunnel = self._ztunnel
         await ztunnel.collect_metrics()
-        ztunnel.refresh_gauges()
+        ztunnel.metrics.refresh(ztunnel)
         openmetrics = wants_openmetrics(request.headers.get("accept", ""))
         body = ztunnel.registry.render(
             openmetrics=openmetrics, extra=ztunnel.series.render(openmetrics=openmetrics)

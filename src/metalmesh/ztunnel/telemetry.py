@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from typing import TYPE_CHECKING, Final
 
 from metalmesh import __version__
@@ -15,6 +16,7 @@ from metalmesh.service.metrics import Registry, render_samples
 
 if TYPE_CHECKING:
     from metalmesh.service.metrics import Kind
+    from metalmesh.ztunnel.main import Ztunnel
     from metalmesh.ztunnel.messages import Labels
 
 Series = tuple[tuple[str, "Labels", float], ...]
@@ -109,3 +111,15 @@ class MainMetrics:
     def _refresh(self) -> None:
         self._open_fds.set(len(os.listdir("/proc/self/fd")))  # noqa: PTH208 - a count only
         self._max_fds.set(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+    def refresh(self, ztunnel: Ztunnel) -> None:
+        """Bring computed gauges up to date before a scrape."""
+        now = time.time()
+        schedule = ztunnel.certificates.schedule
+        self.restarts.set(ztunnel.pool.restarts)
+        self.pending.set(len(ztunnel.zds.pending))
+        self.expiry.clear()
+        for identity in schedule.identities():
+            svid = schedule.held(identity, now)
+            if svid is not None:
+                self.expiry.set(round(svid.not_after - now), (identity,))
