@@ -278,7 +278,7 @@ def _node_resource(node: BareNode) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": node.name},
+        "metadata": {"name": node.name, "labels": {"topology.kubernetes.io/zone": node.name}},
         "spec": {"podCIDRs": [node.pod_cidr]},
         "status": {"addresses": [{"type": "InternalIP", "address": node.address}]},
     }

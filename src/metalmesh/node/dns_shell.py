@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from metalmesh.dns.resolve import Client, ServiceNames
 from metalmesh.routing.endpoints import usable_endpoints
-from metalmesh.service.dns import PORT, DnsServer, Upstreams
+from metalmesh.service.dns import PORT, DnsServer, Upstreams, plain_socket
 from metalmesh.service.logs import Log
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class DnsShell:
         upstreams = find_upstreams(self._config)
         address = str(self._config.dns_address)
         while True:
-            server = DnsServer(self, upstreams, _upstream_socket)
+            server = DnsServer(self, upstreams, plain_socket)
             try:
                 await server.listen(
                     [_bound(address, socket.SOCK_DGRAM)], [_bound(address, socket.SOCK_STREAM)]
@@ -108,11 +108,6 @@ def _bound(address: str, kind: int) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _upstream_socket(upstream: str, kind: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in upstream else socket.AF_INET
-    return socket.socket(family, kind | socket.SOCK_NONBLOCK)
 
 
 def find_upstreams(config: NodeConfig) -> Upstreams:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from metalmesh.model.service import LoadBalancingMode, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from metalmesh.model.service import Service
     from metalmesh.model.workload import IPAddress, Workload
@@ -28,22 +28,34 @@ class Candidate:
 
 
 def select_endpoints(
-    state: MeshState, service: Service, service_port: int, source: Workload
+    state: MeshState,
+    service: Service,
+    service_port: int,
+    source: Workload,
+    dialable: Callable[[Workload], bool] | None = None,
 ) -> list[Candidate]:
-    """The best-ranked endpoints of ``service`` for ``source``; empty when none is usable."""
-    found = _candidates(state, service, service_port, source)
+    """The best-ranked endpoints of ``service`` for ``source``; empty when none is usable.
+
+    ``dialable`` says whether a workload has an address that the client may use; one that is
+    known by name only is looked up later.
+    """
+    found = [
+        candidate
+        for candidate in _candidates(state, service, service_port, source)
+        if dialable is None or not candidate.workload.addresses or dialable(candidate.workload)
+    ]
     balancing = service.load_balancing
     if balancing.mode in (LoadBalancingMode.STANDARD, LoadBalancingMode.PASSTHROUGH):
         return found
     preferences = balancing.preferences
     ranked = []
     for candidate in found:
-        matched, bonus = _rank(preferences, source, candidate.workload)
+        matched, bonus = rank(preferences, source, candidate.workload)
         if balancing.mode is LoadBalancingMode.STRICT and matched != len(preferences):
             continue
         ranked.append((matched + bonus, candidate))
-    best = max((rank for rank, _ in ranked), default=0)
-    return [candidate for rank, candidate in ranked if rank == best]
+    best = max((points for points, _ in ranked), default=0)
+    return [candidate for points, candidate in ranked if points == best]
 
 
 def usable_endpoints(
@@ -68,7 +80,7 @@ def _candidates(
     return found
 
 
-def _rank(preferences: Sequence[Scope], source: Workload, destination: Workload) -> tuple[int, int]:
+def rank(preferences: Sequence[Scope], source: Workload, destination: Workload) -> tuple[int, int]:
     """How many leading preferences match, and the bonus for the own network.
 
     A leading Network preference is not a hurdle: an endpoint elsewhere may still score by the

@@ -1,8 +1,10 @@
 """From an original destination to a way there (istio-facts 2.10, 6.1).
 
-Order: workload by address, then service by virtual address; a service's or workload's waypoint
-comes before its endpoints. What is in the mesh is never reached around it: a service without a
-usable endpoint, or with a waypoint that is not known, is an error and not passthrough.
+Order: service by virtual address, workload by address, service by virtual range; a service's or
+workload's waypoint comes before its endpoints. An address of a meshed workload leads to nobody
+else, whatever other services claim it (Istio lets the service have it). What is in the mesh is
+never reached around it: a service without a usable endpoint, or with a waypoint that is not known,
+is an error and not passthrough.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from metalmesh.model.workload import NamespacedHostname, TunnelProtocol
 from metalmesh.routing.endpoints import Candidate, choose_address, select_endpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from metalmesh.model.service import Service
     from metalmesh.model.workload import GatewayAddress, IPAddress, Workload
@@ -48,11 +50,13 @@ class Hop:
     identities: tuple[str, ...] = ()
     #: port at the workload, for when its hostname is resolved
     target_port: int = 0
+    #: for when others fail: a further address of a workload that is there already
+    fallback: bool = False
 
     @property
     def weight(self) -> int:
         """Share among the endpoints of one route."""
-        return self.workload.capacity
+        return 0 if self.fallback else self.workload.capacity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,12 +79,22 @@ def find_route(state: MeshState, source: Workload, address: IPAddress, port: int
     if address.is_loopback and port in ILLEGAL_PORTS:
         return _error("attempted recursive call to ourselves")
     workload = state.workload_at(source.network, address)
+    service = state.service_at(source.network, address, source.namespace)
+    if service is not None and not _belongs_elsewhere(state, workload, service):
+        return _to_service(state, source, service, address, port)
     if workload is not None:
         return _to_workload(state, source, workload, address, port)
-    service = state.service_at(source.network, address, source.namespace)
+    service = state.service_in_range(source.network, address, source.namespace)
     if service is not None:
         return _to_service(state, source, service, address, port)
     return Route(kind=RouteKind.PASSTHROUGH)
+
+
+def _belongs_elsewhere(state: MeshState, workload: Workload | None, service: Service) -> bool:
+    """Whether an address is a meshed workload's that ``service`` has nothing to do with."""
+    if workload is None or workload.protocol is not TunnelProtocol.HBONE:
+        return False
+    return workload.uid not in state.endpoints.get(service.key, {})
 
 
 def _to_workload(
@@ -105,13 +119,19 @@ def _to_service(
         return _via_waypoint(state, source, service.waypoint, address, port, service)
     if service.load_balancing.mode is LoadBalancingMode.PASSTHROUGH:
         return Route(kind=RouteKind.PASSTHROUGH, service=service)
-    candidates = select_endpoints(state, service, port, source)
+    candidates = select_endpoints(
+        state,
+        service,
+        port,
+        source,
+        lambda workload: choose_address(workload, address, service.ip_families) is not None,
+    )
     hops = []
     for candidate in candidates:
         chosen = choose_address(candidate.workload, address, service.ip_families)
         if chosen is not None:
             hops.append(_hop(candidate.workload, chosen, candidate.port, service.subject_alt_names))
-        elif not candidate.workload.addresses:
+        else:
             hops.append(_unresolved_hop(candidate, service.subject_alt_names))
     return _service_route(service, hops, address, port)
 
@@ -137,15 +157,19 @@ def _unresolved_hop(candidate: Candidate, alt_names: tuple[str, ...]) -> Hop:
     )
 
 
-def with_addresses(route: Route, resolved: Mapping[str, IPAddress]) -> Route:
-    """Complete a route whose hostnames were looked up; endpoints without an answer fall away."""
+def with_addresses(route: Route, resolved: Mapping[str, Sequence[IPAddress]]) -> Route:
+    """Complete a route whose hostnames were looked up; endpoints without an answer fall away.
+
+    The first address of each is the one to use, the others are fallbacks.
+    """
     hops = []
     for hop in route.hops:
-        address = resolved.get(hop.workload.hostname)
         if hop.address:
             hops.append(hop)
-        elif address is not None:
-            hops.append(_hop(hop.workload, address, hop.target_port, hop.identities))
+            continue
+        for number, address in enumerate(resolved.get(hop.workload.hostname, ())):
+            found = _hop(hop.workload, address, hop.target_port, hop.identities)
+            hops.append(replace(found, fallback=number > 0))
     if not hops:
         uids = ", ".join(hop.workload.uid for hop in route.hops)
         return _error(f"no ip addresses were resolved for workload: {uids}", route.service)

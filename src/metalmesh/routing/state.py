@@ -36,6 +36,8 @@ class MeshState:
         self.endpoints: dict[str, dict[str, Mapping[int, int]]] = {}
         self._by_address: dict[AddressKey, list[str]] = {}
         self._by_vip: dict[AddressKey, list[str]] = {}
+        #: services with virtual ranges
+        self._ranged: dict[str, Service] = {}
 
     # --- changes ---------------------------------------------------------------------------
     def apply_addresses(
@@ -92,9 +94,12 @@ class MeshState:
         self.services[name] = service
         for vip in service.vips:
             self._by_vip.setdefault((vip.network, vip.address), []).append(name)
+        if service.cidr_vips:
+            self._ranged[name] = service
 
     def _remove_service(self, name: str) -> None:
         service = self.services.pop(name, None)
+        self._ranged.pop(name, None)
         if service is not None:
             for vip in service.vips:
                 _discard(self._by_vip, (vip.network, vip.address), name)
@@ -108,17 +113,16 @@ class MeshState:
         return self.workloads[max(uids, key=lambda uid: (_preference(self.workloads[uid]), uid))]
 
     def service_at(self, network: str, address: IPAddress, namespace: str) -> Service | None:
-        """The service a client of ``namespace`` reaches at this virtual address."""
+        """The service a client of ``namespace`` reaches at this very virtual address."""
         keys = self._by_vip.get((network, address), ())
         visible = [s for s in map(self.services.__getitem__, keys) if _visible(s, namespace)]
-        if visible:
-            return max(visible, key=lambda s: (s.namespace == namespace, s.canonical))
-        return self._service_in_range(network, address, namespace)
+        return max(visible, key=lambda s: (s.namespace == namespace, s.canonical), default=None)
 
-    def _service_in_range(self, network: str, address: IPAddress, namespace: str) -> Service | None:
+    def service_in_range(self, network: str, address: IPAddress, namespace: str) -> Service | None:
+        """The service that a client of ``namespace`` reaches by one of its virtual ranges."""
         found = [
             ((service.namespace == namespace, vip.cidr.prefixlen, service.canonical), service)
-            for service in self.services.values()
+            for service in self._ranged.values()
             for vip in service.cidr_vips
             if vip.network == network
             and vip.cidr.version == address.version

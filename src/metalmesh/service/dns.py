@@ -41,7 +41,7 @@ _BATCH: Final = 32
 _MAX_FORWARDS: Final = 256
 _MAX_TCP_CLIENTS: Final = 64
 _TCP_IDLE_SECONDS: Final = 5.0
-_UPSTREAM_SECONDS: Final = 2.0
+UPSTREAM_SECONDS: Final = 2.0
 _MAX_UPSTREAMS: Final = 3
 _MAX_UDP_BYTES: Final = 65535
 #: how often a resolv.conf is looked at, at most
@@ -235,13 +235,14 @@ class DnsServer:
 
     # --- forwarding ------------------------------------------------------------------------
     async def _forward(self, query: Query, data: bytes, protocol: str) -> bytes:
-        ask = self._ask_udp if protocol == "udp" else self._ask_tcp
+        ask = ask_udp if protocol == "udp" else ask_tcp
         for upstream in self._upstreams.addresses():
             started = time.monotonic()
             reply = b""
             try:
-                async with asyncio.timeout(_UPSTREAM_SECONDS):
-                    reply = await ask(upstream, secrets.token_bytes(2) + data[2:], query.question)
+                async with asyncio.timeout(UPSTREAM_SECONDS):
+                    renamed = secrets.token_bytes(2) + data[2:]
+                    reply = await ask(self._make_socket, upstream, renamed, query.question)
             except (TimeoutError, OSError, EOFError, NetworkError) as error:
                 log.debug("upstream failed", {"upstream": upstream, "error": str(error)})
             seconds = time.monotonic() - started
@@ -251,27 +252,40 @@ class DnsServer:
                 return data[:2] + reply[2:]
         return self._failure(query, "failed")
 
-    async def _ask_udp(self, upstream: str, data: bytes, question: bytes) -> bytes:
-        """Ask once; a reply with another id or question is somebody else's and ignored."""
-        loop = asyncio.get_running_loop()
-        with self._make_socket(upstream, socket.SOCK_DGRAM) as sock:
-            await loop.sock_connect(sock, (upstream, PORT))
-            await loop.sock_sendall(sock, data)
-            while True:
-                reply = await loop.sock_recv(sock, _MAX_UDP_BYTES)
-                if _belongs(reply, data, question):
-                    return reply
 
-    async def _ask_tcp(self, upstream: str, data: bytes, question: bytes) -> bytes:
-        loop = asyncio.get_running_loop()
-        with self._make_socket(upstream, socket.SOCK_STREAM) as sock:
-            await loop.sock_connect(sock, (upstream, PORT))
-            await loop.sock_sendall(sock, struct.pack("!H", len(data)) + data)
-            (length,) = struct.unpack("!H", await _read_exactly(sock, 2))
-            reply = await _read_exactly(sock, length)
-        if not _belongs(reply, data, question):
-            raise OSError("the answer belongs to another question")
-        return reply
+async def ask_udp(
+    make_socket: MakeSocket, upstream: str, data: bytes, question: bytes, port: int = PORT
+) -> bytes:
+    """Ask once; a reply with another id or question is somebody else's and ignored."""
+    loop = asyncio.get_running_loop()
+    with make_socket(upstream, socket.SOCK_DGRAM) as sock:
+        await loop.sock_connect(sock, (upstream, port))
+        await loop.sock_sendall(sock, data)
+        while True:
+            reply = await loop.sock_recv(sock, _MAX_UDP_BYTES)
+            if _belongs(reply, data, question):
+                return reply
+
+
+async def ask_tcp(
+    make_socket: MakeSocket, upstream: str, data: bytes, question: bytes, port: int = PORT
+) -> bytes:
+    """Ask once, also for what is too long for UDP."""
+    loop = asyncio.get_running_loop()
+    with make_socket(upstream, socket.SOCK_STREAM) as sock:
+        await loop.sock_connect(sock, (upstream, port))
+        await loop.sock_sendall(sock, struct.pack("!H", len(data)) + data)
+        (length,) = struct.unpack("!H", await _read_exactly(sock, 2))
+        reply = await _read_exactly(sock, length)
+    if not _belongs(reply, data, question):
+        raise OSError("the answer belongs to another question")
+    return reply
+
+
+def plain_socket(upstream: str, kind: int) -> socket.socket:
+    """A non-blocking socket of this process's own network."""
+    family = socket.AF_INET6 if ":" in upstream else socket.AF_INET
+    return socket.socket(family, kind | socket.SOCK_NONBLOCK)
 
 
 def _send(sock: socket.socket, reply: bytes | None, peer: Any) -> None:

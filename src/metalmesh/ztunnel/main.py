@@ -66,7 +66,7 @@ class Ztunnel:
         self.metrics = MainMetrics(self.registry)
         self.series = WorkerSeries()
         self.pool = WorkerPool(config.workers, self)
-        self.mesh = MeshView(config, self.pool.broadcast, self._want_identities)
+        self.mesh = MeshView(config, self.pool.broadcast, self._want_identities, self.registry)
         self.dns = DnsProxy(config, self.mesh, self.registry)
         self.xds_state = DeltaClient(node_info(config), SUBSCRIPTIONS, self._on_update)
         self.saved = SavedState(config.state_dir, self.xds_state)

@@ -26,12 +26,13 @@ from metalmesh.model.workload import TunnelProtocol
 from metalmesh.policy.trust_domains import TrustDomains
 from metalmesh.routing.route import Route, RouteKind, find_route, with_addresses
 from metalmesh.routing.state import MeshState
-from metalmesh.service.resolver import resolve_name
+from metalmesh.service.resolver import Resolver
 from metalmesh.xds.authorization import decode_authorization
 from metalmesh.xds.delta_client import Subscription
 from metalmesh.xds.node import decode_authority, decode_network_policy
 from metalmesh.xds.wds import decode_address
 from metalmesh.ztunnel import messages
+from metalmesh.ztunnel.upstream import endpoint_nameservers
 from metalmesh.ztunnel.view import (
     find_local,
     labels_of,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from metalmesh.model.workload import Workload
+    from metalmesh.service.metrics import Registry
     from metalmesh.xds.delta_client import Update
     from metalmesh.ztunnel.config import ZtunnelConfig
     from metalmesh.ztunnel.locals import LocalWorkload
@@ -80,8 +82,10 @@ class MeshView:
         config: ZtunnelConfig,
         publish: Callable[[messages.Message], None],
         on_identities: Callable[[set[str]], None],
+        registry: Registry,
     ) -> None:
         self._config = config
+        self._resolver = Resolver(endpoint_nameservers(config), registry)
         self._publish = publish
         self._on_identities = on_identities
         self._received: set[str] = set()
@@ -241,10 +245,12 @@ class MeshView:
     async def _answer_by_name(self, item: _Waiting, route: Route) -> None:
         """Look the endpoints up first; each connection anew, since such answers change."""
         wanted = ip_address(item.question.address)
-        found = {name: await resolve_name(name, wanted.version) for name in route.hostnames}
-        known = {name: address for name, address in found.items() if address is not None}
+        answers = await asyncio.gather(
+            *(self._resolver.resolve(name, wanted.version) for name in route.hostnames)
+        )
+        found = dict(zip(route.hostnames, answers, strict=True))
         if not item.worker.channel.closed:
-            self._reply(item, with_addresses(route, known), cacheable=False)
+            self._reply(item, with_addresses(route, found), cacheable=False)
 
     def _reply(self, item: _Waiting, route: Route, *, cacheable: bool) -> None:
         message = route_message(route, self.trust_domains, cacheable=cacheable)

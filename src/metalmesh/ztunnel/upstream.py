@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from metalmesh import constants
 from metalmesh.service.channel import ControlPlane
+from metalmesh.service.dns import Upstreams
 from metalmesh.xds.delta_client import NodeInfo
 
 if TYPE_CHECKING:
     from metalmesh.ztunnel.config import ZtunnelConfig
+
+#: what the machine had before the node agent became its nameserver
+_RESOLV_CONF_BEFORE: Final = Path(constants.CONFIG_DIR) / "resolv.conf"
 
 
 def control_plane(config: ZtunnelConfig, address: str) -> ControlPlane:
@@ -37,3 +42,14 @@ def node_info(config: ZtunnelConfig) -> NodeInfo:
             "CLUSTER_ID": config.cluster_id,
         },
     )
+
+
+def endpoint_nameservers(config: ZtunnelConfig) -> Upstreams:
+    """Who knows the names of endpoints: the outside's nameservers.
+
+    The node agent's own one would answer such a name with the address of the service.
+    """
+    path = Path(config.resolv_conf)
+    if path == Path("/etc/resolv.conf") and _RESOLV_CONF_BEFORE.exists():
+        path = _RESOLV_CONF_BEFORE
+    return Upstreams(config.dns_upstreams, path, lambda _: False)

@@ -3,73 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 
 import pytest
 
-from metalmesh.model.service import LoadBalancing, LoadBalancingMode, Scope, Service
+from metalmesh.model.service import LoadBalancing, LoadBalancingMode, Service
 from metalmesh.model.workload import (
     GatewayAddress,
-    Locality,
     NamespacedHostname,
     NetworkAddress,
     NetworkCidr,
     TunnelProtocol,
     Workload,
 )
-from metalmesh.routing.endpoints import choose_address
 from metalmesh.routing.route import Route, RouteKind, find_route, with_addresses
 from metalmesh.routing.state import MeshState
-
-IP = ip_address
-VIP = IP("10.96.0.10")
-CART = "shop/cart.shop.svc.cluster.local"
-SPIFFE = "spiffe://cluster.local/ns/shop/sa/cart"
-
-
-def workload(uid: str, *addresses: str, **changes: object) -> Workload:
-    values = {
-        "uid": uid,
-        "name": uid,
-        "namespace": "shop",
-        "service_account": "cart",
-        "addresses": tuple(map(IP, addresses)),
-        "protocol": TunnelProtocol.HBONE,
-        **changes,
-    }
-    return Workload(**values)  # type: ignore[arg-type]
-
-
-def service(**changes: object) -> Service:
-    values = {
-        "name": "cart",
-        "namespace": "shop",
-        "hostname": "cart.shop.svc.cluster.local",
-        "vips": (NetworkAddress("", VIP),),
-        "ports": {80: 8080},
-        **changes,
-    }
-    return Service(**values)  # type: ignore[arg-type]
-
-
-CLIENT = workload("client", "10.244.1.5", node="n1", locality=Locality("r1", "z1", "s1"))
-CART1 = workload("cart-1", "10.244.2.1", "fd00::21", services={CART: {}})
-CART2 = workload("cart-2", "10.244.2.2", services={CART: {80: 9090}}, capacity=3)
-
-
-def mesh(*items: Workload | Service) -> MeshState:
-    state = MeshState()
-    named = {item.uid if isinstance(item, Workload) else item.key: item for item in items}
-    state.apply_addresses({CLIENT.uid: CLIENT, **named})
-    return state
-
-
-def route(state: MeshState, address: str | object, port: int = 80) -> Route:
-    return find_route(state, CLIENT, IP(str(address)), port)
-
-
-def dialled(found: Route) -> list[tuple[str, str]]:
-    return [(hop.address, hop.authority) for hop in found.hops]
+from tests.unit.routing.scene import (
+    CART,
+    CART1,
+    CART2,
+    IP,
+    SPIFFE,
+    VIP,
+    dialled,
+    mesh,
+    route,
+    service,
+    workload,
+)
 
 
 # --- workloads -------------------------------------------------------------------------------
@@ -223,10 +184,68 @@ def test_longest_range_serves_addresses_without_service_of_their_own() -> None:
         hostname="narrow", vips=(), cidr_vips=(NetworkCidr("", ip_network("10.96.0.0/24")),)
     )
     state = mesh(wide, narrow_range, service())
-    assert state.service_at("", VIP, "shop") == service()
-    assert state.service_at("", IP("10.96.0.11"), "shop") == narrow_range
-    assert state.service_at("", IP("10.96.1.1"), "shop") == wide
-    assert state.service_at("", IP("fd00::1"), "shop") is None
+    assert state.service_in_range("", IP("10.96.0.11"), "shop") == narrow_range
+    assert state.service_in_range("", IP("10.96.1.1"), "shop") == wide
+    assert state.service_in_range("", IP("fd00::1"), "shop") is None
+    assert route(state, VIP).service == service()
+    state.apply_addresses({}, [narrow_range.key])
+    assert state.service_in_range("", IP("10.96.0.11"), "shop") == wide
+
+
+def test_ranges_are_ranked_by_namespace_then_length_then_canonical() -> None:
+    def ranged(name: str, cidr: str, **changes: object) -> Service:
+        vip = NetworkCidr("", ip_network(cidr))
+        return service(hostname=name, vips=(), cidr_vips=(vip,), **changes)
+
+    own = ranged("own", "10.0.0.0/8")
+    longer = ranged("longer", "10.1.0.0/16", namespace="other")
+    canonical = ranged("canonical", "10.1.0.0/16", namespace="third", canonical=True)
+    hidden = ranged("hidden", "10.1.1.0/24", namespace="hidden", private=True)
+    state = mesh(own, longer, canonical, hidden)
+    assert state.service_in_range("", IP("10.1.1.1"), "shop") == own
+    assert state.service_in_range("", IP("10.1.1.1"), "jobs") == canonical
+    assert state.service_in_range("", IP("10.1.1.1"), "hidden") == hidden
+
+
+ORIGINAL = LoadBalancing(LoadBalancingMode.PASSTHROUGH, allow_unhealthy=True)
+EVERYTHING = NetworkCidr("", ip_network("10.0.0.0/8"))
+AT_CART = (NetworkAddress("", IP("10.244.2.1")),)
+OUTSIDE = replace(CART1, protocol=TunnelProtocol.NONE, services={})
+
+
+@pytest.mark.parametrize(
+    ("items", "kind", "authority"),
+    [
+        pytest.param(
+            [service(vips=AT_CART), CART1], RouteKind.HBONE, "10.244.2.1:8080", id="its endpoint"
+        ),
+        pytest.param(
+            [service(vips=AT_CART), replace(CART1, services={}), CART2],
+            RouteKind.HBONE, "10.244.2.1:80", id="somebody else's address",
+        ),
+        pytest.param(
+            [service(vips=AT_CART), OUTSIDE, CART2],
+            RouteKind.HBONE, "10.244.2.2:9090", id="an outsider's address",
+        ),
+        pytest.param(
+            [service(vips=(), cidr_vips=(EVERYTHING,), load_balancing=ORIGINAL), CART1],
+            RouteKind.HBONE, "10.244.2.1:80", id="range around a meshed workload",
+        ),
+        pytest.param(
+            [service(vips=(), cidr_vips=(EVERYTHING,), load_balancing=ORIGINAL)],
+            RouteKind.PASSTHROUGH, "", id="range around nobody",
+        ),
+    ],
+)  # fmt: skip
+def test_address_of_a_workload_that_a_service_claims(
+    items: list[Workload | Service], kind: RouteKind, authority: str
+) -> None:
+    """istio-facts 6.1: the service; ours: never instead of a meshed workload it does not have."""
+    found = route(mesh(*items), "10.244.2.1")
+    assert (found.kind, [hop.authority for hop in found.hops]) == (
+        kind,
+        [authority][: bool(authority)],
+    )
 
 
 def test_endpoints_inside_and_outside_of_the_mesh_make_one_route() -> None:
@@ -245,7 +264,7 @@ def test_endpoints_with_a_name_are_completed_when_it_is_resolved() -> None:
     """istio-facts 6.3; the others of the route stay as they are."""
     found = route(mesh(service(), NAMED, CART2), VIP)
     assert found.hostnames == ["cart.example.org"]
-    complete = with_addresses(found, {"cart.example.org": IP("192.0.2.5")})
+    complete = with_addresses(found, {"cart.example.org": [IP("192.0.2.5")]})
     assert complete.hostnames == []
     assert dialled(complete) == [
         ("10.244.2.2:15008", "10.244.2.2:9090"),
@@ -258,65 +277,26 @@ def test_endpoints_with_a_name_are_completed_when_it_is_resolved() -> None:
 def test_names_outside_of_the_mesh_are_dialled_plainly() -> None:
     plain = replace(NAMED, protocol=TunnelProtocol.NONE)
     found = with_addresses(
-        route(mesh(service(), plain), VIP), {"cart.example.org": IP("192.0.2.5")}
+        route(mesh(service(), plain), VIP), {"cart.example.org": [IP("192.0.2.5")]}
     )
     assert (found.kind, dialled(found)) == (RouteKind.TCP, [("192.0.2.5:8080", "")])
+
+
+def test_further_addresses_of_a_name_are_for_when_the_first_fails() -> None:
+    """They get no share of the connections, and take none from other endpoints."""
+    answers = {"cart.example.org": [IP("192.0.2.5"), IP("192.0.2.6"), IP("2001:db8::5")]}
+    found = with_addresses(route(mesh(service(), NAMED, CART2), VIP), answers)
+    assert [(hop.address, hop.weight) for hop in found.hops] == [
+        ("10.244.2.2:15008", 3),
+        ("192.0.2.5:15008", 1),
+        ("192.0.2.6:15008", 0),
+        ("[2001:db8::5]:15008", 0),
+    ]
 
 
 def test_name_without_address_is_an_error() -> None:
     found = with_addresses(route(mesh(service(), NAMED), VIP), {})
     assert found.error == "no ip addresses were resolved for workload: named"
-
-
-# --- load balancing ----------------------------------------------------------------------------
-NEAR = replace(CART1, uid="near", node="n1", locality=Locality("r1", "z1", "s1"))
-ZONE = replace(CART1, uid="zone", node="n2", locality=Locality("r1", "z1", "s2"))
-REGION = replace(CART1, uid="region", node="n3", locality=Locality("r1", "z2", "s1"))
-FAR = replace(CART1, uid="far", node="n1", locality=Locality("r2", "z1", "s1"))
-LOCALITY = (Scope.REGION, Scope.ZONE, Scope.SUBZONE)
-
-
-@pytest.mark.parametrize(
-    ("mode", "preferences", "endpoints", "expected"),
-    [
-        pytest.param("Failover", LOCALITY, [NEAR, ZONE, REGION, FAR], ["near"], id="all match"),
-        pytest.param("Failover", LOCALITY, [ZONE, REGION, FAR], ["zone"], id="best prefix"),
-        pytest.param("Failover", LOCALITY, [REGION, FAR], ["region"], id="first mismatch stops"),
-        pytest.param("Failover", LOCALITY, [FAR], ["far"], id="anything rather than nothing"),
-        pytest.param("Strict", (Scope.NODE,), [NEAR, ZONE, FAR], ["far", "near"], id="node"),
-        pytest.param("Strict", (Scope.NODE,), [ZONE], [], id="no endpoint on the node"),
-        pytest.param("Strict", LOCALITY, [ZONE, REGION], [], id="strict wants them all"),
-        pytest.param("Standard", LOCALITY, [NEAR, FAR], ["far", "near"], id="standard"),
-        pytest.param("Failover", (Scope.CLUSTER,), [NEAR, FAR], ["far", "near"], id="cluster"),
-        pytest.param(
-            "Failover", (Scope.NETWORK, Scope.REGION), [NEAR, FAR], ["near"], id="network first"
-        ),
-    ],
-)
-def test_preferences_choose_endpoints(
-    mode: str, preferences: tuple[Scope, ...], endpoints: list[Workload], expected: list[str]
-) -> None:
-    balancing = LoadBalancing(LoadBalancingMode(mode), preferences)
-    found = route(mesh(service(load_balancing=balancing), *endpoints), VIP)
-    assert sorted(hop.workload.uid for hop in found.hops) == expected
-
-
-@pytest.mark.parametrize(
-    ("wanted", "families", "expected"),
-    [
-        ("fd00::21", "", "fd00::21"),
-        ("10.96.0.10", "", "10.244.2.1"),
-        ("fd00::96", "", "fd00::21"),
-        ("fd00::96", "IPv4", "10.244.2.1"),
-        ("10.96.0.10", "IPv6", "fd00::21"),
-        ("10.96.0.10", "Dual", "10.244.2.1"),
-    ],
-)
-def test_address_of_the_clients_family_is_preferred(
-    wanted: str, families: str, expected: str
-) -> None:
-    assert choose_address(CART1, IP(wanted), families) == IP(expected)
-    assert choose_address(replace(CART1, addresses=()), IP(wanted), families) is None
 
 
 # --- waypoints -----------------------------------------------------------------------------------
