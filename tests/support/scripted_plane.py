@@ -71,6 +71,8 @@ class ScriptedPlane:
         self.ca_refusal = ""
         #: identities asked for, in order.
         self.signed: list[str] = []
+        #: metadata of those requests.
+        self.ca_metadata: list[dict[str, str]] = []
         #: every request of every client, in order.
         self.requests: list[discovery_pb2.DeltaDiscoveryRequest] = []
         #: metadata of every stream.
@@ -201,6 +203,7 @@ class ScriptedPlane:
     ) -> ca_pb2.IstioCertificateResponse:
         identity = request.metadata["ImpersonatedIdentity"]
         self.signed.append(identity)
+        self.ca_metadata.append({key: str(value) for key, value in context.invocation_metadata()})
         if self.ca_refusal:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, self.ca_refusal)
         csr = x509.load_pem_x509_csr(request.csr.encode())

@@ -12,10 +12,12 @@ from metalmesh.cli import ca_rotation
 from metalmesh.constants import DEFAULT_TRUST_DOMAIN, STATE_DIR
 from metalmesh.controlplane.ca_files import (
     CaPaths,
+    import_ca,
     init_ca,
     plan_init,
     read_certificates,
     renew_issuing,
+    write_imported,
 )
 from metalmesh.controlplane.crl_file import describe_crls, write_crl
 from metalmesh.controlplane.issued import IssuedCertificates
@@ -42,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--root-dir", type=Path, help="directory of the root's key (default: --dir)"
         )
+    given = actions.add_parser("import", help="take an intermediate of another CA")
+    given.add_argument("--dir", required=True, type=Path, help="directory of the CA")
+    given.add_argument(
+        "--from", dest="source", required=True, type=Path,
+        help="directory of ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem (Istio's names)",
+    )  # fmt: skip
+    given.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    given.add_argument("--check", action="store_true", help="only say what would be written")
     init.add_argument("--check", action="store_true", help="only say what would be written")
     _add_crl_arguments(actions)
     ca_rotation.add_arguments(actions)
@@ -77,6 +87,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.action in ("revoke", "crl"):
         return _revoke(args, now)
+    if args.action == "import":
+        files = import_ca(CaPaths(args.dir, args.dir), args.source, now)
+        if not args.check:
+            write_imported(files)
+        _print(args, {"changed": bool(files), "files": [str(path) for path in files]})
+        return 0
     if args.action == "rotate-root":
         _print(args, ca_rotation.rotate(args, now))
         return 0

@@ -125,6 +125,40 @@ def renew_issuing(paths: CaPaths, trust_domain: str, now: datetime) -> None:
     write_atomic(paths.issuing_cert, certificate_to_pem(cert).encode(), _MODE_CERT)
 
 
+def import_ca(paths: CaPaths, source: Path, now: datetime) -> dict[Path, bytes]:
+    """What a given intermediate makes of the directory; files that would stay are left out.
+
+    ``source`` has the files of Istio's secret ``cacerts``. They are checked as a whole: nothing
+    is to be written of what the control plane would not take.
+    """
+    root, chain, key = (
+        _read(source / name) for name in ("root-cert.pem", "cert-chain.pem", "ca-key.pem")
+    )
+    issuing = parse_certificates(_read(source / "ca-cert.pem"), str(source / "ca-cert.pem"))[0]
+    links = parse_certificates(chain, str(source / "cert-chain.pem"))
+    if links[0] != issuing:
+        links = (issuing, *links)
+    roots = parse_certificates(root, str(source / "root-cert.pem"))
+    load_authority(roots, links, parse_key(key, str(source / "ca-key.pem")), now)
+    wanted = {
+        paths.issuing_key: key,
+        paths.issuing_cert: "".join(map(certificate_to_pem, links)).encode(),
+        paths.root_cert: "".join(map(certificate_to_pem, roots)).encode(),
+    }
+    return {
+        path: data
+        for path, data in wanted.items()
+        if not path.exists() or path.read_bytes() != data
+    }
+
+
+def write_imported(files: Mapping[Path, bytes]) -> None:
+    """Write what :func:`import_ca` said."""
+    for path, data in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data, _MODE_KEY if path.name == ISSUING_KEY else _MODE_CERT)
+
+
 def read_authority(
     directory: Path, now: datetime, environ: Mapping[str, str] | None = None
 ) -> CertificateAuthority:

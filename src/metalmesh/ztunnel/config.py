@@ -38,6 +38,10 @@ class ZtunnelConfig:
     xds_address: str
     #: ``host:port`` of the CA; "" is ``xds_address``
     ca_address: str = ""
+    #: how the CA is verified and told who we are; "": as the control plane
+    ca_root_cert_path: str = ""
+    ca_token_path: str = ""
+    ca_server_name: str = ""
     #: name in the control plane's certificate; "" is the host of its address
     server_name: str = ""
     cluster_id: str = DEFAULT_CLUSTER_ID

@@ -30,7 +30,12 @@ from metalmesh.ztunnel.revocations import RevocationKeeper
 from metalmesh.ztunnel.saved import SavedState, SavedWorkloads
 from metalmesh.ztunnel.servers import Servers
 from metalmesh.ztunnel.telemetry import MainMetrics, WorkerSeries
-from metalmesh.ztunnel.upstream import control_plane, node_info
+from metalmesh.ztunnel.upstream import (
+    certificate_authority,
+    control_plane,
+    external_ca,
+    node_info,
+)
 from metalmesh.ztunnel.workers import WorkerPool
 from metalmesh.ztunnel.zds import ZdsClient
 
@@ -71,7 +76,7 @@ class Ztunnel:
         self.xds_state = DeltaClient(node_info(config), SUBSCRIPTIONS, self._on_update)
         self.saved = SavedState(config.state_dir, self.xds_state)
         self.saved_workloads = SavedWorkloads(config.state_dir)
-        self.ca = CaClient(control_plane(config, config.ca_address or config.xds_address))
+        self.ca = CaClient(certificate_authority(config))
         self.certificates = CertificateKeeper(
             self.ca, config.secret_ttl_seconds, self.pool.broadcast
         )
@@ -272,7 +277,7 @@ class Ztunnel:
     # --- from the control plane ----------------------------------------------------------------
     def _on_update(self, update: Update) -> Mapping[str, str]:
         if update.type_url == TYPE_AUTHORITY:
-            if self.config.ca_address in ("", self.config.xds_address):  # its CA is ours
+            if not external_ca(self.config):
                 for authority in update.changed.values():
                     self.certificates.expect(authority)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,22 @@ def control_plane(config: ZtunnelConfig, address: str) -> ControlPlane:
         cluster_id=config.cluster_id,
         server_name=config.server_name,
     )
+
+
+def certificate_authority(config: ZtunnelConfig) -> ControlPlane:
+    """How to reach the CA: the control plane, or any server of Istio's CA API."""
+    own = control_plane(config, config.ca_address or config.xds_address)
+    return replace(
+        own,
+        root_cert_path=config.ca_root_cert_path or own.root_cert_path,
+        token_path=config.ca_token_path or own.token_path,
+        server_name=config.ca_server_name or ("" if external_ca(config) else own.server_name),
+    )
+
+
+def external_ca(config: ZtunnelConfig) -> bool:
+    """Whether somebody else than the control plane signs."""
+    return config.ca_address not in ("", config.xds_address)
 
 
 def node_info(config: ZtunnelConfig) -> NodeInfo:

@@ -10,10 +10,12 @@ import pytest
 
 from metalmesh.controlplane.ca_files import (
     CaPaths,
+    import_ca,
     init_ca,
     plan_init,
     read_authority,
     renew_issuing,
+    write_imported,
 )
 from metalmesh.errors import CertificateError
 
@@ -127,3 +129,66 @@ def test_key_may_be_a_credential_of_systemd(paths: CaPaths, tmp_path: Path) -> N
 def test_missing_directory_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match="make the CA with metalmesh ca init"):
         read_authority(tmp_path / "none", NOW, {})
+
+
+def _cacerts(directory: Path) -> Path:
+    """An intermediate under a foreign root, as Istio's secret ``cacerts`` has it."""
+    foreign = CaPaths(directory / "foreign", directory / "foreign")
+    init_ca(foreign, "corp.example", NOW)
+    source = directory / "cacerts"
+    source.mkdir()
+    issuing = foreign.issuing_cert.read_bytes()
+    root = foreign.root_cert.read_bytes()
+    for name, data in (
+        ("ca-cert.pem", issuing),
+        ("ca-key.pem", foreign.issuing_key.read_bytes()),
+        ("cert-chain.pem", issuing + root),
+        ("root-cert.pem", root),
+    ):
+        (source / name).write_bytes(data)
+    return source
+
+
+def test_given_intermediate_is_taken_once(paths: CaPaths, tmp_path: Path) -> None:
+    """Istio's plug-in CA: the root's key is nowhere near."""
+    source = _cacerts(tmp_path)
+    files = import_ca(paths, source, NOW)
+    assert len(files) == 3
+    write_imported(files)
+    authority = read_authority(paths.directory, NOW, {})
+    assert authority.issuing.issuer.rfc4514_string() == "CN=metalmesh root,O=corp.example"
+    assert import_ca(paths, source, NOW) == {}
+    assert stat.S_IMODE(paths.issuing_key.stat().st_mode) == 0o600
+    assert plan_init(paths) == []
+
+
+@pytest.mark.parametrize("chain", ["without its first", "first only"])
+def test_chain_of_a_given_intermediate_may_be_written_both_ways(
+    paths: CaPaths, tmp_path: Path, chain: str
+) -> None:
+    source = _cacerts(tmp_path)
+    name = "ca-cert.pem" if chain == "first only" else "root-cert.pem"
+    (source / "cert-chain.pem").write_bytes((source / name).read_bytes())
+    write_imported(import_ca(paths, source, NOW))
+    assert read_authority(paths.directory, NOW, {}).intermediates == ()
+
+
+def test_intermediate_that_does_not_fit_together_is_refused_as_a_whole(
+    paths: CaPaths, tmp_path: Path
+) -> None:
+    source = _cacerts(tmp_path)
+    other = CaPaths(tmp_path / "other", tmp_path / "other")
+    init_ca(other, "x", NOW)
+    for name, replacement, error in (
+        ("ca-key.pem", other.issuing_key, "does not belong"),
+        ("root-cert.pem", other.root_cert, "issued by no valid root"),
+    ):
+        kept = (source / name).read_bytes()
+        (source / name).write_bytes(replacement.read_bytes())
+        with pytest.raises(CertificateError, match=error):
+            import_ca(paths, source, NOW)
+        (source / name).write_bytes(kept)
+    (source / "ca-cert.pem").unlink()
+    with pytest.raises(CertificateError, match=r"ca-cert\.pem"):
+        import_ca(paths, source, NOW)
+    assert not paths.directory.exists()
