@@ -16,20 +16,33 @@ from metalmesh.errors import MetalmeshError
 
 #: verb -> (module below metalmesh.cli, one line of help)
 VERBS: Final[dict[str, tuple[str, str]]] = {
+    "analyze": ("analyze", "find errors and suspicious things in resources"),
+    "apply": ("apply", "have objects in the store as files say"),
     "ca": ("ca", "make the mesh's root and issuing certificates"),
     "check-config": ("check_config", "check a service's configuration file"),
     "controlplane": ("controlplane", "run the control plane"),
+    "delete": ("delete", "take objects out of the store"),
+    "describe": ("describe", "show an object and what the control plane thinks of it"),
+    "get": ("get", "list objects of the store"),
     "node": ("node", "run the node agent; make or remove a workload's netns"),
+    "probe": ("probe", "open a connection from a workload, for `why --probe`"),
+    "proxy-status": ("proxy_status", "show who follows the control plane, and how far"),
     "token": ("token", "mint, list or revoke join tokens"),
     "validate": ("validate", "check resources before they reach the store"),
+    "version": ("version", "show the versions of the command and of the mesh"),
     "why": ("why", "explain what becomes of a connection, and which rule decides"),
     "ztunnel": ("ztunnel", "run the L4 proxy of a node"),
     "ztunnel-config": ("ztunnel_config", "show what a ztunnel knows"),
 }
 #: short names of verbs, as istioctl has them
-ALIASES: Final = {"zc": "ztunnel-config"}
+ALIASES: Final = {"ps": "proxy-status", "zc": "ztunnel-config"}
 #: verbs that can be run on another machine of the inventory (metalmesh.cli.remote)
-REMOTE: Final = frozenset({"why", "ztunnel-config"})
+REMOTE: Final = frozenset(
+    (
+        *("analyze", "apply", "delete", "describe", "get", "proxy-status", "version", "why"),
+        "ztunnel-config",
+    )
+)
 
 
 def _usage() -> str:
@@ -69,6 +82,9 @@ def _run(verb: str, arguments: list[str]) -> int:
         target, arguments = remote.split_target(arguments)
         args = parser.parse_args(arguments)  # wrong usage and --help need no other machine
         if target.host or target.inventory:
+            elsewhere = getattr(module, "run_elsewhere", None)
+            if elsewhere is not None:
+                return int(elsewhere(target, args, [verb, *arguments]))
             return remote.run(target, [verb, *arguments])
         return int(module.run(args))
     return int(module.run(parser.parse_args(arguments)))

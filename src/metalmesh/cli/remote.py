@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.errors import MetalmeshError
@@ -35,7 +36,18 @@ _ENVIRON: Final = {
     "ANSIBLE_DEPRECATION_WARNINGS": "0",
     "ANSIBLE_LOAD_CALLBACK_PLUGINS": "0",
 }
-_ANSWER: Final = re.compile(r"\A.* \| \w+ \| rc=\d+ >>\n(?P<text>.*)\n<(?P<status>\d+)>\s*\Z", re.S)
+_ANSWER: Final = re.compile(
+    r"\A.* \| \w+ \| rc=\d+ >>\n(?P<out>.*)\n<(?P<status>\d+)>\n(?P<err>.*)\Z", re.S
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a command printed there, and its exit status."""
+
+    out: str
+    err: str
+    status: int
 
 
 def split_target(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -58,6 +70,14 @@ def describe_options(parser: argparse.ArgumentParser) -> None:
 
 def run(target: argparse.Namespace, arguments: Sequence[str], stdin: bytes = b"") -> int:
     """Run ``metalmesh ARGUMENTS`` there; print what it printed, return its exit status."""
+    done = capture(target, arguments, stdin)
+    sys.stdout.write(done.out)
+    sys.stderr.write(done.err)
+    return done.status
+
+
+def capture(target: argparse.Namespace, arguments: Sequence[str], stdin: bytes = b"") -> Finished:
+    """Run ``metalmesh ARGUMENTS`` there."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as variables:
         json.dump({"metalmesh_script": script(arguments, stdin)}, variables)
         variables.flush()
@@ -73,23 +93,25 @@ def run(target: argparse.Namespace, arguments: Sequence[str], stdin: bytes = b""
             )
         except FileNotFoundError as error:
             raise MetalmeshError("--host and -i need the command ansible here") from error
-    text, status = parse_answer(done.stdout, done.stderr)
-    sys.stdout.write(text)
-    return status
+    return parse_answer(done.stdout, done.stderr)
 
 
 def script(arguments: Sequence[str], stdin: bytes) -> str:
-    """The shell script that is run there, in base64; it ends its output with the exit status."""
+    """The shell script that is run there, in base64: output, exit status, errors."""
     data = base64.b64encode(stdin).decode()
     command = shlex.join([COMMAND, *arguments])
-    text = f"base64 -d <<'END' | {command} 2>&1\n{data}\nEND\nprintf '\\n<%d>' $?\n"
+    text = (
+        f"err=$(mktemp)\nbase64 -d <<'END' | {command} 2>\"$err\"\n{data}\nEND\n"
+        'printf \'\\n<%d>\\n\' $?\ncat "$err"\nrm "$err"\n'
+    )
     return base64.b64encode(text.encode()).decode()
 
 
-def parse_answer(out: str, err: str) -> tuple[str, int]:
+def parse_answer(out: str, err: str) -> Finished:
     """What the command printed and its exit status, from what Ansible printed."""
     found = _ANSWER.match(out)
     if found is None:
         reason = "\n".join(filter(None, (out.strip(), err.strip()))) or "no output"
         raise MetalmeshError(f"Ansible could not run the command there: {reason}")
-    return found["text"], int(found["status"])
+    # Ansible ends its own output with a newline
+    return Finished(found["out"], found["err"].removesuffix("\n"), int(found["status"]))

@@ -100,6 +100,23 @@ def load_files(paths: Iterable[str], options: ComputeOptions) -> Loaded:
     )
 
 
+def read_files(paths: Iterable[str]) -> list[tuple[str, str]]:
+    """Path and text of every file meant; one that cannot be read is an error."""
+    unreadable: dict[str, str] = {}
+    found = []
+    for path in _expand(paths, unreadable):
+        try:
+            data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+            found.append((path, data.decode()))
+        except OSError as error:
+            unreadable[path] = f"cannot be read: {error.strerror}"
+        except UnicodeDecodeError as error:
+            unreadable[path] = f"not UTF-8 ({error.reason})"
+    if unreadable:
+        raise MetalmeshError("; ".join(f"{path}: {why}" for path, why in unreadable.items()))
+    return found
+
+
 def _expand(paths: Iterable[str], unreadable: dict[str, str]) -> Iterator[str]:
     """The files meant: a directory stands for its YAML files, hidden ones excluded."""
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from metalmesh import __version__
 from metalmesh.service.http import HttpServer, Request, Response, json_text, text
 from metalmesh.service.metrics import CONTENT_TYPE_OPENMETRICS, CONTENT_TYPE_TEXT, wants_openmetrics
 
@@ -28,6 +29,7 @@ def debug_server(
     server.route("GET", "/metrics", lambda request: _metrics(registry, request))
     for path in ("/ready", "/healthz/ready"):  # istiod's own, and that of the other programs
         server.route("GET", path, lambda _: text("ready\n") if ready() else text("starting\n", 503))
+    server.route("GET", "/version", lambda _: text(f"{__version__}\n"))
     server.route("GET", "/debug/resources", lambda _: _json(resources()))
     server.route("GET", "/debug/syncz", lambda _: _json(syncz()))
     server.route("GET", "/debug/config", lambda _: _json(asdict(config)))

@@ -43,6 +43,9 @@ class _Session:
         self.node = node = token.node
         self.peer = peer
         self.client_id = ""
+        #: what the client says of itself
+        self.version = ""
+        self.cluster = ""
         self.connected_at = time.time()
         self.delta = DeltaStream(node)
         self.wake = asyncio.Event()
@@ -115,6 +118,8 @@ class DiscoveryService:
         async for request in requests:
             if request.HasField("node") and not session.client_id:
                 session.client_id = request.node.id[:256]
+                session.version = _metadata(request.node, "ISTIO_VERSION")
+                session.cluster = _metadata(request.node, "CLUSTER_ID")
             answer = session.delta.receive(request, self._snapshot())
             if answer is not None:
                 self._note_answer(session, answer.type_url, answer.error)
@@ -171,6 +176,8 @@ class DiscoveryService:
             {
                 "node": session.node,
                 "client": session.client_id,
+                "version": session.version,
+                "cluster": session.cluster,
                 "peer": session.peer,
                 "connected_at": session.connected_at,
                 "types": session.delta.status(),
@@ -186,3 +193,8 @@ class DiscoveryService:
             response_serializer=pb.DeltaDiscoveryResponse.SerializeToString,
         )
         return grpc.method_handlers_generic_handler(ADS_SERVICE, {ADS_METHOD: method})
+
+
+def _metadata(node: pb.Node, key: str) -> str:
+    """A text of a client's metadata; it is its own claim and only shown."""
+    return node.metadata.fields[key].string_value[:64] if key in node.metadata.fields else ""

@@ -67,6 +67,7 @@ def make_world(
         state=mesh_state(computation.snapshot),
         origins=computation.origins,
         peer_authentications=deciding,
+        netns={workload_uid(entry, options.mesh): entry.netns for entry in entries},
         bypassing=frozenset(
             workload_uid(entry, options.mesh)
             for entry in entries

@@ -11,6 +11,7 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING, Final
 
+from metalmesh import __version__
 from metalmesh.constants import TYPE_ADDRESS, TYPE_NETWORK_POLICY, TYPE_NODE
 from metalmesh.errors import ProtocolError, StoreError
 from metalmesh.net.watch import NetworkWatch
@@ -250,4 +251,9 @@ class NodeAgent:
 
 def _node_info(config: NodeConfig) -> NodeInfo:
     identifier = f"node~0.0.0.0~{config.node_name}~{config.cluster_domain}"
-    return NodeInfo(identifier, {"NODE_NAME": config.node_name, "CLUSTER_ID": config.cluster_id})
+    metadata = {
+        "NODE_NAME": config.node_name,
+        "CLUSTER_ID": config.cluster_id,
+        "ISTIO_VERSION": __version__,
+    }
+    return NodeInfo(identifier, metadata)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 class Outcome(Enum):
@@ -56,6 +59,8 @@ class Path:
 
     #: ``namespace/name`` of the endpoint, "" when nobody knows who has the address
     endpoint: str
+    #: the machine it is on
+    node: str
     #: ``ip:port`` that is dialled
     address: str
     #: ``ip:port`` of the application
@@ -67,6 +72,7 @@ class Path:
         """A JSON-able form."""
         return {
             "endpoint": self.endpoint or None,
+            "node": self.node or None,
             "address": self.address,
             "target": self.target,
             "outcome": self.outcome.value,
@@ -79,6 +85,9 @@ class Answer:
     """The whole explanation; ``steps`` come before the ways part."""
 
     source: str
+    #: the source's machine, and its network namespace there
+    node: str
+    netns: str
     destination: str
     #: ``ip:port`` that the application asks for
     address: str
@@ -100,6 +109,8 @@ class Answer:
         deciding = self.deciding
         return {
             "source": self.source,
+            "node": self.node or None,
+            "netns": self.netns or None,
             "destination": self.destination,
             "address": self.address,
             "outcome": self.outcome.value,
@@ -109,23 +120,23 @@ class Answer:
         }
 
 
-def render_answer(answer: Answer) -> str:
-    """The explanation for people."""
-    lines = [f"{answer.source} -> {answer.destination}: {answer.outcome.value.upper()}", ""]
-    lines += _lines(answer.steps, "  ")
-    for path in answer.paths:
-        title = f"endpoint {path.endpoint or 'unknown'} at {path.address}"
-        lines += ["", f"  {title}: {path.outcome.value}", *_lines(path.steps, "    ")]
+def render_answer(answer: Mapping[str, Any]) -> str:
+    """The explanation for people, from an answer's JSON-able form."""
+    lines = [f"{answer['source']} -> {answer['destination']}: {answer['outcome'].upper()}", ""]
+    lines += _lines(answer["steps"], "  ")
+    for path in answer["paths"]:
+        title = f"endpoint {path['endpoint'] or 'unknown'} at {path['address']}"
+        lines += ["", f"  {title}: {path['outcome']}", *_lines(path["steps"], "    ")]
     return "\n".join(lines) + "\n"
 
 
-def _lines(steps: tuple[Step, ...], indent: str) -> list[str]:
-    width = max((len(step.hop) for step in steps), default=0)
-    return [f"{indent}{step.effect.value:<4}  {step.hop:<{width}}  {_text(step)}" for step in steps]
+def _lines(steps: Sequence[Mapping[str, Any]], indent: str) -> list[str]:
+    width = max((len(step["hop"]) for step in steps), default=0)
+    return [f"{indent}{step['effect']:<4}  {step['hop']:<{width}}  {_text(step)}" for step in steps]
 
 
-def _text(step: Step) -> str:
-    if not step.object:
-        return step.text
-    rule = f" rule {step.rule}" if step.rule >= 0 else ""
-    return f"{step.object}{rule}: {step.text}"
+def _text(step: Mapping[str, Any]) -> str:
+    if not step["object"]:
+        return str(step["text"])
+    rule = f" rule {step['rule']}" if step["rule"] is not None else ""
+    return f"{step['object']}{rule}: {step['text']}"

@@ -32,7 +32,7 @@ def explain(world: World, source: Workload, target: Target) -> Answer:
     if not addresses:
         text = f"no healthy upstream: {target.text} has no address and no endpoint"
         step = Step(hop="route", effect=Effect.STOP, text=text, object=_service(target))
-        return _answer(source, target, "", [step], [], Outcome.UNREACHABLE)
+        return _answer(world, source, target, "", [step], [], Outcome.UNREACHABLE)
     steps: list[Step] = []
     paths: list[Path] = []
     outcomes: list[Outcome] = []
@@ -42,7 +42,7 @@ def explain(world: World, source: Workload, target: Target) -> Answer:
         steps += [step for step in found.steps if step not in steps]
         paths += found.paths
     asked = socket_text(*addresses[0])
-    return _answer(source, target, asked, steps, paths, _overall(outcomes))
+    return _answer(world, source, target, asked, steps, paths, _overall(outcomes))
 
 
 def _asked(world: World, source: Workload, target: Target) -> list[tuple[IPAddress, int]]:
@@ -67,6 +67,7 @@ def _overall(outcomes: list[Outcome]) -> Outcome:
 
 
 def _answer(
+    world: World,
     source: Workload,
     target: Target,
     asked: str,
@@ -76,6 +77,8 @@ def _answer(
 ) -> Answer:
     return Answer(
         source=name_of(source),
+        node=source.node,
+        netns=world.netns.get(source.uid, ""),
         destination=target.text,
         address=asked,
         outcome=outcome,
@@ -222,6 +225,7 @@ class _Question:
             self.paths.append(
                 Path(
                     endpoint=name_of(leg.destination),
+                    node=leg.destination.node,
                     address=dialled,
                     target=socket_text(leg.address, leg.port) if leg.address else "",
                     outcome=outcome,

@@ -26,6 +26,8 @@ class World:
     origins: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     #: uid to the PeerAuthentication that sets the workload's mode
     peer_authentications: Mapping[str, str] = field(default_factory=dict)
+    #: uid to the workload's network namespace on its node
+    netns: Mapping[str, str] = field(default_factory=dict)
     #: uids whose inbound plaintext is not captured
     bypassing: frozenset[str] = frozenset()
     #: NetworkPolicy holds inside of HBONE, too

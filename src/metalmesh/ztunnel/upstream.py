@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from metalmesh import constants
+from metalmesh import __version__, constants
 from metalmesh.service.channel import ControlPlane
 from metalmesh.service.dns import Upstreams
 from metalmesh.xds.delta_client import NodeInfo
@@ -57,6 +57,7 @@ def node_info(config: ZtunnelConfig) -> NodeInfo:
             "NAMESPACE": namespace,
             "NODE_NAME": config.node_name,
             "CLUSTER_ID": config.cluster_id,
+            "ISTIO_VERSION": __version__,
         },
     )
 

@@ -34,7 +34,8 @@ def test_script_passes_arguments_input_and_status_unharmed(
         ["sh", "-c", 'eval "$(base64 -d)"'], input=text.encode(), capture_output=True, check=True
     )
     answer = f"node1 | CHANGED | rc=0 >>\n{done.stdout.decode()}\n"
-    assert remote.parse_answer(answer, "") == ("[a b][it's][{{ x }}]one\nEND\ntwooops\n", 3)
+    found = remote.parse_answer(answer, "")
+    assert found == remote.Finished("[a b][it's][{{ x }}]one\nEND\ntwo", "oops\n", 3)
 
 
 def test_script_survives_without_a_template_sign() -> None:
