@@ -131,3 +131,36 @@ def test_probes_of_the_node_need_no_identity(mesh: Mesh, cast: Cast) -> None:
         del seen[:]
         assert ask(cast.client.node.netns, address, APP_PORT, b"alive?") == b"alive?"
         assert seen == [PROBE_SNAT_IPV4]
+
+
+def test_service_entry_is_found_by_name_and_reached_over_both_families(
+    mesh: Mesh, cast: Cast
+) -> None:
+    """Names of its own, addresses of the mesh's choice, the workloads it selects."""
+    host = f"back.{NAMESPACE}.example.com"
+    entry = {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": "back", "namespace": NAMESPACE},
+        "spec": {
+            "hosts": [host],
+            "resolution": "STATIC",
+            "workloadSelector": {"labels": {"tier": "back"}},
+            "ports": [{"number": PORT, "name": "tcp", "targetPort": APP_PORT}],
+        },
+    }
+    log = mesh.access_log(cast.client.node)
+
+    def addresses() -> list[str]:
+        found = [query(cast.client.netns, "203.0.113.53", host, kind) for kind in ("A", "AAAA")]
+        return [str(record.rdata) for answer in found for record in answer.an]
+
+    with mesh.applied(entry):
+        wait_until(addresses, WAITS["policy"], what=f"{host} answered")
+        one, other = addresses()
+        assert one.startswith("240.240.")
+        assert other.startswith("2001:2:")
+        for address in (one, other):
+            marker = new_marker()
+            assert ask(cast.client.netns, address, PORT, marker) == marker
+    log.wait('direction="outbound"', "dst.hbone_addr=[", f'dst.service="{host}"')

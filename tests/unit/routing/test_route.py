@@ -7,7 +7,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from metalmesh.model.service import LoadBalancing, LoadBalancingMode, Service
+from metalmesh.model.service import LoadBalancing, LoadBalancingMode, Scope, Service
 from metalmesh.model.workload import (
     GatewayAddress,
     NamespacedHostname,
@@ -157,6 +157,22 @@ def test_passthrough_service_goes_where_the_client_wanted() -> None:
     balancing = LoadBalancing(LoadBalancingMode.PASSTHROUGH)
     found = route(mesh(service(load_balancing=balancing), CART1), VIP)
     assert (found.kind, found.hops) == (RouteKind.PASSTHROUGH, ())
+
+
+def test_headless_services_workloads_are_addressed_directly() -> None:
+    """istio-facts 6.4: neither balancing nor waypoint of a service that has no address."""
+    headless = service(vips=(), waypoint=BY_NAME, load_balancing=LoadBalancing(
+        LoadBalancingMode.STRICT, (Scope.NODE,)
+    ))  # fmt: skip
+    found = route(mesh(headless, CART1), "10.244.2.1", 8080)
+    assert dialled(found) == [("10.244.2.1:15008", "10.244.2.1:8080")]
+    assert found.service is None
+
+
+def test_private_service_of_another_namespace_is_as_if_it_were_not_there() -> None:
+    """istio-facts 6.1: its clients pass through, here and by range."""
+    hidden = service(namespace="hidden", private=True)
+    assert route(mesh(hidden, CART1), VIP).kind is RouteKind.PASSTHROUGH
 
 
 def test_extra_identities_of_a_service_are_accepted() -> None:

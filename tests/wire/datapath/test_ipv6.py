@@ -60,3 +60,22 @@ def test_plaintext_over_ipv6_preserves_the_source(members) -> None:
         assert apps.echo_through(client.where, server.addresses[0], PORT, 1_000_000)
     assert callers == [client.addresses[0]]
     destination.log_line("connection complete", f"dst.addr=[{server.addresses[0]}]:{PORT}")
+
+
+def test_service_address_leads_to_the_next_endpoint_over_ipv6(members) -> None:
+    """Virtual address, endpoints and what is logged of both attempts, in brackets."""
+    client, server, source, destination = members
+    (own,), (address,) = client.addresses, server.addresses
+    live = replace(
+        server.endpoint(PORT), address=f"[{address}]:15008", authority=f"[{address}]:{PORT}"
+    )
+    closed = m.Endpoint(address=f"[{own}]:{PORT + 1}", weight=1 << 40)
+    source.routes["fd00:99::1", 80] = m.Route(kind="mixed", endpoints=(closed, live))
+    client.where.run("ip", "-6", "route", "replace", "fd00:99::1/128", "dev", "eth0")
+    with apps.tcp_app(server.where, PORT, apps.echo, address="::") as callers:
+        assert apps.echo_through(client.where, "fd00:99::1", 80, 100_000)
+    assert callers == [own]
+    source.log_line("connection attempt failed", f"dst.addr=[{own}]:{PORT + 1}")
+    line = source.log_line("connection complete", f"dst.addr=[{address}]:15008")
+    assert f"dst.hbone_addr=[{address}]:{PORT}" in line
+    destination.log_line("connection complete", f"src.addr=[{own}]:")

@@ -148,3 +148,26 @@ def test_endpoints_of_the_own_zone_are_preferred_while_there_are_any(stage: Stag
             for workload in (near, far):
                 stage.mesh.remove_workload(workload)
     log.wait("connection complete", 'dst.service="zoned.', 'dst.workload="far"')
+
+
+def test_local_traffic_policy_never_leaves_the_node(stage: Stage) -> None:
+    """The only endpoint is elsewhere: refused, and not passed through."""
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "local", "namespace": stage.client.namespace},
+        "spec": {
+            "clusterIP": "10.96.7.8",
+            "selector": {"app": stage.server.name},
+            "internalTrafficPolicy": "Local",
+            "ports": [{"port": 80, "targetPort": PORT}],
+        },
+    }
+    log = stage.mesh.access_log(stage.client.node)
+
+    def told() -> bool:
+        assert not reached(stage, "10.96.7.8", 80)
+        return any("no healthy upstream: 10.96.7.8:80" in line for line in log.lines())
+
+    with stage.mesh.applied(service):
+        settle(told, "no healthy upstream")
