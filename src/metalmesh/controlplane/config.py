@@ -66,6 +66,8 @@ class ControlPlaneConfig:
     cluster_id: str = DEFAULT_CLUSTER_ID
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
     root_namespace: str = ROOT_NAMESPACE
+    #: name of the network that workloads are in unless they name one
+    network: str = ""
     #: ranges for services that do not name a clusterIP; one per family at most
     service_cidrs: tuple[IPNetwork, ...] = _SERVICE_CIDRS
     #: ranges for hosts of ServiceEntries that name no address; one per family at most
@@ -89,6 +91,7 @@ class ControlPlaneConfig:
                 cluster_domain=self.cluster_domain,
                 trust_domain=self.trust_domain,
                 root_namespace=self.root_namespace,
+                network=self.network,
                 traffic_distribution=self.traffic_distribution,
             ),
             service_cidrs=self.service_cidrs,

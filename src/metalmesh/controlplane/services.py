@@ -210,7 +210,7 @@ class ServiceCatalog:
         if not any(items[0].entry.endpoints for items in self._hosts.values()):
             return {}
         return {
-            (item.network, address): item
+            (item.network or self._mesh.network, address): item
             for item in self._objects.workloads
             for address in item.addresses
         }
@@ -220,7 +220,7 @@ class ServiceCatalog:
     ) -> tuple[ServedResource, ...]:
         entry = items[0].entry
         places = [
-            (endpoint.network, endpoint.address)
+            (endpoint.network or self._mesh.network, endpoint.address)
             for endpoint in entry.endpoints
             if endpoint.address is not None
         ]

@@ -53,7 +53,7 @@ class NodeAgent:
         self.config = config
         self.metrics = NodeMetrics()
         self.state = NodeState(config.run_dir, config.state_dir)
-        self.mesh = NodeMesh(config.node_name)
+        self.mesh = NodeMesh(config.node_name, config.network)
         self.reconciler = Reconciler(config.reconcile_interval_seconds, self.metrics)
         self.zds = ZdsShell(config.zds_socket, config.ztunnel_group, self.metrics)
         self.enrolment = Enrolment(config, self.state, self.zds, self.reconciler, self.metrics)

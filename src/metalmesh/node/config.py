@@ -35,6 +35,8 @@ class NodeConfig:
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     cluster_id: str = DEFAULT_CLUSTER_ID
+    #: name of the network this node is in
+    network: str = ""
     #: ``host:port`` of the control plane; empty: the node lives on its last good state
     xds_address: str = ""
     #: name the control plane's certificate must carry; empty: the host of ``xds_address``

@@ -75,7 +75,7 @@ class DnsShell:
         state = self._mesh.state
         answer = self._names.answer(
             query,
-            Client(namespace),
+            Client(namespace, self._config.network),
             lambda service: usable_endpoints(state, service),
             random.shuffle,
         )

@@ -32,8 +32,9 @@ SUBSCRIPTIONS: Final = (
 class NodeMesh:
     """Workloads, services, nodes and policies, and what of them concerns this node."""
 
-    def __init__(self, node_name: str) -> None:
+    def __init__(self, node_name: str, network: str = "") -> None:
         self._node_name = node_name
+        self._network = network
         self._received: set[str] = set()
         self.state = MeshState()
         self.nodes: dict[str, Node] = {}
@@ -120,7 +121,7 @@ class NodeMesh:
 
     def namespace_of(self, address: IPAddress) -> str:
         """Namespace of the workload with this address; "" when it is none of the mesh."""
-        workload = self.state.workload_at("", address)
+        workload = self.state.workload_at(self._network, address)
         return workload.namespace if workload is not None else ""
 
 

@@ -73,8 +73,8 @@ def render_host(
         name=entry.meta.name,
         namespace=entry.meta.namespace,
         hostname=host,
-        vips=tuple(NetworkAddress("", item) for item in entry.addresses or allocated),
-        cidr_vips=tuple(NetworkCidr("", item) for item in entry.cidrs),
+        vips=tuple(NetworkAddress(options.network, item) for item in entry.addresses or allocated),
+        cidr_vips=tuple(NetworkCidr(options.network, item) for item in entry.cidrs),
         ports=service_ports(entry.ports),
         port_names=port_names(entry.ports),
         subject_alt_names=entry.subject_alt_names,
@@ -116,7 +116,7 @@ def render_endpoints(
         name = endpoint.place if count == 1 else f"{endpoint.place}#{count}"
         found = None
         if endpoint.address is not None:
-            found = known.get((endpoint.network, endpoint.address))
+            found = known.get((endpoint.network or options.network, endpoint.address))
         yield _endpoint(entry, endpoint, name, served, found, options)
     if entry.resolution.by_name and not entry.endpoints and entry.selector is None:
         for host in served:
@@ -149,7 +149,7 @@ def _endpoint(
         namespace=meta.namespace if known is None else known.entry.meta.namespace,
         addresses=() if endpoint.address is None else (endpoint.address,),
         hostname=endpoint.hostname,
-        network=endpoint.network,
+        network=endpoint.network or options.network,
         protocol=TunnelProtocol.HBONE if meshed else TunnelProtocol.NONE,
         trust_domain=options.trust_domain,
         service_account=(

@@ -56,6 +56,8 @@ class MeshOptions:
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     root_namespace: str = ROOT_NAMESPACE
+    #: of workloads that name none, and of every virtual address
+    network: str = ""
     #: of services that choose none, nor does their namespace; "" and ``Any``: every endpoint alike
     traffic_distribution: str = ""
 
@@ -98,7 +100,9 @@ def render_service(
         name=service.meta.name,
         namespace=service.meta.namespace,
         hostname=service_hostname(service, options),
-        vips=() if service.headless else tuple(NetworkAddress("", item) for item in addresses),
+        vips=()
+        if service.headless
+        else tuple(NetworkAddress(options.network, item) for item in addresses),
         ports=service_ports(service.ports),
         port_names=port_names(service.ports),
         load_balancing=_load_balancing(service, namespace_annotations, options),
@@ -207,7 +211,7 @@ def render_workload(
         namespace=meta.namespace,
         addresses=entry.addresses,
         hostname=entry.hostname,
-        network=entry.network,
+        network=entry.network or options.network,
         protocol=TunnelProtocol.HBONE if meshed else TunnelProtocol.NONE,
         trust_domain=options.trust_domain,
         service_account=entry.service_account,

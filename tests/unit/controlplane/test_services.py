@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -236,3 +237,24 @@ def test_service_is_private_when_exported_to_its_namespace_only(
     files = {"s.yaml": service("s", annotations=f"networking.istio.io/exportTo: '{names}'")}
     found = served(compute(admit_files(files).objects, OPTIONS))
     assert found["demo/s.demo.svc.cluster.local"].private is private
+
+
+def test_everything_is_in_the_meshs_network_unless_it_says_otherwise(admit_files: Any) -> None:
+    """Workloads of the mesh are found at inline endpoints there, too."""
+    ambient = "{istio.io/dataplane-mode: ambient}"
+    files = {
+        "a.yaml": entry("a", "10.0.0.1", labels=ambient),
+        "b.yaml": entry("b", "10.0.0.2").replace("serviceAccount", "network: n2, serviceAccount"),
+        "e.yaml": service_entry("e", f"{STATIC}, endpoints: [{{address: 10.0.0.1}}]"),
+        "s.yaml": service("s"),
+    }
+    options = replace(OPTIONS, mesh=MeshOptions(network="n1"))
+    items = served(compute(admit_files(files).objects, options)).values()
+    workloads = {i.uid.rpartition("/")[2]: i for i in items if isinstance(i, Workload)}
+    assert {uid: item.network for uid, item in workloads.items()} == {
+        "a": "n1",
+        "b": "n2",
+        "10.0.0.1": "n1",
+    }
+    assert workloads["10.0.0.1"].protocol is TunnelProtocol.HBONE
+    assert {vip.network for i in items if isinstance(i, Service) for vip in i.vips} == {"n1"}
