@@ -165,7 +165,10 @@ def test_service_entry_is_found_by_name_and_reached_over_both_families(
         assert one.startswith("240.240.")
         assert other.startswith("2001:2:")
         for address in (one, other):
-            marker = new_marker()
-            assert ask(client.netns, address, PORT, marker) == marker
+            wait_until(
+                lambda address=address: ask(client.netns, address, PORT, b"x") == b"x",
+                WAITS["policy"],
+                what=f"an answer of {address}",
+            )
     tunnelled = f"dst.hbone_addr=[{server.address_v6}]:{APP_PORT}"
     log.wait('direction="outbound"', tunnelled, f'dst.service="{host}"')

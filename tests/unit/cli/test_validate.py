@@ -10,6 +10,7 @@ import pytest
 
 from metalmesh.cli.main import main
 from tests.unit.controlplane.conftest import entry
+from tests.unit.controlplane.test_services import service_entry
 
 
 def test_valid_files_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +50,16 @@ def test_reservations_are_warnings(tmp_path: Path, capsys: pytest.CaptureFixture
         f"{path}: AuthorizationPolicy demo/p: warning: ZtunnelAccepted UnsupportedValue: ztunnel "
         "does not support the AUDIT action\n"
     ) in capsys.readouterr().out
+
+
+def test_host_of_two_service_entries_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = service_entry("one", "hosts: [a.example.com], resolution: STATIC")
+    (tmp_path / "e.yaml").write_text(one + "---\n" + one.replace("name: one", "name: two"))
+    assert main(["validate", str(tmp_path)]) == 0
+    warning = "ServiceEntry demo/two: warning: Accepted HostConflict: a.example.com belongs to"
+    assert warning in capsys.readouterr().out
 
 
 def test_json_is_for_programs(
