@@ -28,16 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb.add_argument(
             "--config", required=True, metavar="FILE", help="such as /etc/metalmesh/ztunnel.yaml"
         )
+        verb.add_argument(
+            "--local-xds", default="", metavar="FILE",
+            help="the mesh in ztunnel's own format; local_xds_path of the configuration",
+        )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Run until stopped, or reload."""
     if args.verb == "reload":
-        return _reload(args.config)
-    return _serve(_load(args.config))
+        return _reload(args)
+    return _serve(_load(args))
 
 
-def _load(path: str) -> ZtunnelConfig:
+def _load(args: argparse.Namespace) -> ZtunnelConfig:
     # gRPC's own lines are not ours in shape, and our errors carry their texts
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -45,17 +49,20 @@ def _load(path: str) -> ZtunnelConfig:
     from metalmesh.service import logs
     from metalmesh.ztunnel.config import parse_config
 
-    config = parse_config(load_mapping(path), path, os.environ)
+    values = load_mapping(args.config)
+    if args.local_xds:
+        values["local_xds_path"] = args.local_xds
+    config = parse_config(values, args.config, os.environ)
     logs.configure(config.log_level, config.log_format)
     return config
 
 
-def _reload(path: str) -> int:
+def _reload(args: argparse.Namespace) -> int:
     """Start a successor of the running main process; return when it has taken over.
 
     The successor is a child of systemd, not ours, so that systemd takes it as main process.
     """
-    config = _load(path)
+    config = _load(args)
     outcome, report = os.pipe()
     child = os.fork()
     if child == 0:

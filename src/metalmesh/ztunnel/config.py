@@ -36,6 +36,9 @@ class ZtunnelConfig:
     node_name: str
     #: ``host:port`` of the control plane's xDS; "" runs from the last good state alone
     xds_address: str
+    #: workloads, services and policies in ztunnel's own format, beside or instead of xDS; for
+    #: tests and labs
+    local_xds_path: str = ""
     #: ``host:port`` of the CA; "" is ``xds_address``
     ca_address: str = ""
     #: how the CA is verified and told who we are; "": as the control plane

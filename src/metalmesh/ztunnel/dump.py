@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from cryptography import x509
 
 from metalmesh import __version__
-from metalmesh.model.workload import NetworkAddress
 from metalmesh.pki.svid import split_pem
+from metalmesh.xds.local import service_to_dict, workload_to_dict
 from metalmesh.ztunnel import messages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from metalmesh.model.service import Service
-    from metalmesh.model.workload import GatewayAddress, Workload
+    from metalmesh.model.workload import Workload
     from metalmesh.routing.state import MeshState
     from metalmesh.ztunnel.certificates import CertificateKeeper
     from metalmesh.ztunnel.main import Ztunnel
@@ -46,7 +46,7 @@ async def config_dump(ztunnel: Ztunnel) -> str:
             key: {uid: _endpoint(state, uid, ports) for uid, ports in found.items()}
             for key, found in sorted(state.staged_endpoints().items())
         },
-        "staticConfig": {"workloads": [], "policies": [], "services": []},
+        "staticConfig": ztunnel.mesh.local.to_dict(),
         "version": _version(),
         "config": {
             _camel(name): _plain(value)
@@ -64,57 +64,17 @@ def _camel(name: str) -> str:
 
 
 def _workload(workload: Workload) -> dict[str, Any]:
-    locality = workload.locality
-    return {
-        "uid": workload.uid,
-        "workloadIps": [str(address) for address in workload.addresses],
-        **_gateway("waypoint", workload.waypoint),
-        "protocol": workload.protocol.value,
-        "name": workload.name,
-        "namespace": workload.namespace,
-        "trustDomain": workload.trust_domain,
-        "serviceAccount": workload.service_account,
-        "workloadName": workload.workload_name,
-        "workloadType": workload.workload_type,
-        "canonicalName": workload.canonical_name,
-        "canonicalRevision": workload.canonical_revision,
-        "clusterId": workload.cluster_id,
-        "network": workload.network,
-        "networkMode": "HostNetwork" if workload.host_network else "Standard",
-        "node": workload.node,
-        "hostname": workload.hostname,
-        "nativeTunnel": workload.native_tunnel,
-        "authorizationPolicies": list(workload.authorization_policies),
-        "status": "Healthy" if workload.healthy else "Unhealthy",
-        "locality": {key: value for key, value in dataclasses.asdict(locality).items() if value},
-        "capacity": workload.capacity,
-        "services": sorted(workload.services),
-    }
+    """As in the local file, but for the services, of which there are only the names."""
+    return {**workload_to_dict(workload), "services": sorted(workload.services)}
 
 
 def _service(state: MeshState, service: Service) -> dict[str, Any]:
-    balancing = service.load_balancing
     return {
-        "name": service.name,
-        "namespace": service.namespace,
-        "hostname": service.hostname,
-        "vips": [str(vip) for vip in service.vips],
-        "cidrVips": [{"network": vip.network, "cidr": str(vip.cidr)} for vip in service.cidr_vips],
-        "ports": {str(port): target for port, target in sorted(service.ports.items())},
+        **service_to_dict(service),
         "endpoints": {
             uid: _endpoint(state, uid, ports)
             for uid, ports in sorted(state.endpoints.get(service.key, {}).items())
         },
-        "subjectAltNames": list(service.subject_alt_names),
-        **_gateway("waypoint", service.waypoint),
-        "loadBalancer": {
-            "routingPreferences": [scope.value for scope in balancing.preferences],
-            "mode": balancing.mode.value,
-            "healthPolicy": "AllowAll" if balancing.allow_unhealthy else "OnlyHealthy",
-        },
-        "ipFamilies": service.ip_families or None,
-        "canonical": service.canonical,
-        "visibility": "Namespace" if service.private else "Public",
     }
 
 
@@ -124,18 +84,6 @@ def _endpoint(state: MeshState, uid: str, ports: Mapping[int, int]) -> dict[str,
         "port": {str(port): target for port, target in sorted(ports.items())},
         "status": "Healthy" if state.workloads[uid].healthy else "Unhealthy",
     }
-
-
-def _gateway(key: str, gateway: GatewayAddress | None) -> dict[str, Any]:
-    if gateway is None:
-        return {}
-    destination = gateway.destination
-    where = (
-        f"{destination.network}/{destination.address}"
-        if isinstance(destination, NetworkAddress)
-        else str(destination)
-    )
-    return {key: {"destination": where, "hboneMtlsPort": gateway.hbone_mtls_port}}
 
 
 def _version() -> dict[str, str]:

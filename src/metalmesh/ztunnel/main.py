@@ -115,6 +115,7 @@ class Ztunnel:
             for certificate in self._predecessor.certificates:
                 self.certificates.adopt(certificate)
         self.saved.restore(b"" if self._predecessor is None else self._predecessor.state)
+        self.mesh.add_local()
         self.revocations.refresh()
         self.pool.start()
         servers = Servers(self)
@@ -268,7 +269,8 @@ class Ztunnel:
     def pending(self) -> list[str]:
         """What readiness still waits for (istio-facts 8.4)."""
         names = []
-        if not self.xds_state.synced:
+        alone = self.config.local_xds_path and not self.config.xds_address
+        if not (self.xds_state.synced or alone):
             names.append("state manager")
         if not (self.zds.synced and not self.zds.pending and self.pool.ready):
             names.append("workload proxy manager")

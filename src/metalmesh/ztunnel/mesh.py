@@ -32,7 +32,7 @@ from metalmesh.xds.delta_client import Subscription
 from metalmesh.xds.node import decode_authority, decode_network_policy
 from metalmesh.xds.wds import decode_address
 from metalmesh.ztunnel import messages
-from metalmesh.ztunnel.upstream import endpoint_nameservers
+from metalmesh.ztunnel.upstream import endpoint_nameservers, read_local
 from metalmesh.ztunnel.view import (
     find_local,
     labels_of,
@@ -100,6 +100,7 @@ class MeshView:
         self.address_version = 0
         self.trust_domains = TrustDomains(config.trust_domain, config.trust_domain_aliases)
         self.state = MeshState()
+        self.local = read_local(config.local_xds_path)
         self.locals: dict[str, LocalWorkload] = {}
 
     # --- changes ---------------------------------------------------------------------------
@@ -121,6 +122,18 @@ class MeshView:
         if update.type_url != TYPE_ADDRESS:
             self._reevaluate = True
         self._received.add(update.type_url)
+        self.plan_refresh()
+
+    def add_local(self) -> None:
+        """What the local file says; without a control plane that is all there is to know."""
+        if not self._config.local_xds_path:
+            return
+        self.state.apply_addresses({item.uid: item for item in self.local.workloads})
+        self.state.apply_addresses({item.key: item for item in self.local.services})
+        self.state.apply_policies({policy.key: policy for policy in self.local.policies})
+        self._routes_changed = True
+        if not self._config.xds_address:
+            self._received |= {subscription.type_url for subscription in SUBSCRIPTIONS}
         self.plan_refresh()
 
     def _end_grace(self) -> None:

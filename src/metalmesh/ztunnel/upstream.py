@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from metalmesh import __version__, constants
+from metalmesh.errors import ConfigError
 from metalmesh.service.channel import ControlPlane
 from metalmesh.service.dns import Upstreams
 from metalmesh.xds.delta_client import NodeInfo
+from metalmesh.xds.local import LocalMesh, parse_local
 
 if TYPE_CHECKING:
     from metalmesh.ztunnel.config import ZtunnelConfig
@@ -43,6 +45,17 @@ def certificate_authority(config: ZtunnelConfig) -> ControlPlane:
 def external_ca(config: ZtunnelConfig) -> bool:
     """Whether somebody else than the control plane signs."""
     return config.ca_address not in ("", config.xds_address)
+
+
+def read_local(path: str) -> LocalMesh:
+    """What the local file says; nothing without one."""
+    if not path:
+        return LocalMesh()
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"local_xds_path: {path}: cannot be read: {error}") from error
+    return parse_local(text, path)
 
 
 def node_info(config: ZtunnelConfig) -> NodeInfo:
