@@ -64,6 +64,8 @@ LABEL_TUNNEL: Final = "networking.istio.io/tunnel"
 ANNOTATION_REDIRECTION: Final = "ambient.istio.io/redirection"
 ANNOTATION_DNS_CAPTURE: Final = "ambient.istio.io/dns-capture"
 ANNOTATION_BYPASS_INBOUND: Final = "ambient.istio.io/bypass-inbound-capture"
+#: how the node agent finds out whether a workload is well (a WorkloadGroup's ``probe`` as YAML)
+ANNOTATION_PROBE: Final = "ambient.metalmesh.io/probe"
 #: name of the node a WorkloadEntry is placed on; the CA signs only for that node.
 ANNOTATION_NODE: Final = "ambient.metalmesh.io/node"
 #: network namespace of the workload on its node (``host`` for the machine's own).

@@ -5,8 +5,10 @@ It runs in the namespace of the client outside; its files live below the node's 
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import urllib.request
 from typing import Any, Final
 
 import yaml
@@ -71,6 +73,17 @@ class Plane:
         except OSError:
             return False
         return True
+
+    def status(self) -> Any:
+        """Every object with its conditions, as it is now."""
+
+        def ask() -> Any:
+            with urllib.request.urlopen(
+                "http://127.0.0.1:15014/debug/resources", timeout=5
+            ) as answer:
+                return json.load(answer)
+
+        return self._node.outside.do(ask)
 
     def stop(self) -> None:
         if self._process is not None:

@@ -36,6 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb_parser = verbs.add_parser(verb, help=text)
         verb_parser.add_argument("name", metavar="NAME", help="name of the namespace")
     verbs.add_parser("list", help="namespaces that are up or declared")
+    workload = actions.add_parser("workload", help="whether a workload gets traffic")
+    workload.add_argument("--config", default=DEFAULT_CONFIG, help="default: %(default)s")
+    words = workload.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in (
+        ("drain", "take a workload out of its services before its application stops"),
+        ("ready", "put it back"),
+    ):
+        word = words.add_parser(verb, help=text)
+        word.add_argument("name", metavar="NAME", help="name of its namespace (NS-NAME)")
+        word.add_argument(
+            "--timeout", type=float, default=10.0, help="seconds to wait for all proxies"
+        )
     cleanup = actions.add_parser(
         "cleanup", help="remove what the agent made for the node itself, before uninstalling"
     )
@@ -51,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         return run_agent(config)
     if args.action == "cleanup":
         return _cleanup(config)
+    if args.action == "workload":
+        return _announce(config, args)
     return _VERBS[args.verb](config, getattr(args, "name", ""))
 
 
@@ -88,6 +102,21 @@ def _up(config: NodeConfig, name: str) -> int:
             f"no valid WorkloadEntry with netns {name}; it is declared in a file named {name}.yaml",
         )
     return _report(name, bring_up(workload, config, state))
+
+
+def _announce(config: NodeConfig, args: argparse.Namespace) -> int:
+    """An application must be able to stop without us: what went wrong is said and no failure."""
+    import time
+
+    from metalmesh.node.control import SETTLE_SECONDS, announce
+
+    stopping = args.verb == "drain"
+    problem = announce(config, args.name, stopping=stopping, timeout_seconds=args.timeout)
+    if problem:
+        sys.stderr.write(f"metalmesh node: {args.name}: {problem}\n")
+    elif stopping:
+        time.sleep(SETTLE_SECONDS)
+    return 0
 
 
 def _down(config: NodeConfig, name: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from metalmesh.constants import (
     TYPE_ADDRESS,
@@ -26,7 +26,7 @@ from metalmesh.controlplane.conditions import (
 from metalmesh.controlplane.memory import Memo, Memory
 from metalmesh.controlplane.namespace_view import NamespaceView
 from metalmesh.controlplane.services import ServiceCatalog, ServiceObjects
-from metalmesh.controlplane.snapshot import ServedResource, Snapshot, served_resource
+from metalmesh.controlplane.snapshot import Condition, ServedResource, Snapshot, served_resource
 from metalmesh.model.compat import NOTHING
 from metalmesh.model.node import Node
 from metalmesh.model.resources import (
@@ -61,11 +61,16 @@ from metalmesh.xds.node import encode_network_policy, encode_node
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from metalmesh.controlplane.snapshot import AcceptedObject, Condition
+    from metalmesh.controlplane.snapshot import AcceptedObject
     from metalmesh.model.authorization import IPNetwork
     from metalmesh.model.compat import Deviation
     from metalmesh.model.workload import IPAddress
     from metalmesh.policy.translate import Translation
+
+    #: node to uid to why that workload is not well
+    Health = Mapping[str, Mapping[str, str]]
+
+_ALL_WELL: Final[Health] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,9 +108,13 @@ def compute(
     objects: Mapping[str, AcceptedObject],
     options: ComputeOptions,
     previous: Computation | None = None,
+    health: Health = _ALL_WELL,
 ) -> Computation:
-    """Compute everything that is served from the accepted objects."""
-    return _Run(objects, options, previous or Computation()).result()
+    """Compute everything that is served from the accepted objects.
+
+    ``health`` is what each node says of its own workloads that are not well.
+    """
+    return _Run(objects, options, previous or Computation(), health).result()
 
 
 class _Run:
@@ -116,20 +125,19 @@ class _Run:
         objects: Mapping[str, AcceptedObject],
         options: ComputeOptions,
         previous: Computation,
+        health: Health,
     ) -> None:
         self._options = options
+        self._health = health
         self._mesh = options.mesh
         self._root = options.mesh.root_namespace
         self._previous = previous
-        self._memory = Memory(previous.memo)
-        self._remember = self._memory.remember
-        self._shared = self._memory.shared
+        self._memory = memory = Memory(previous.memo)
+        self._remember, self._shared = memory.remember, memory.shared
         by_kind: dict[type, list[Any]] = defaultdict(list)
         for item in sorted(objects.values(), key=lambda item: item.age):
             by_kind[type(item.resource)].append(item.resource)
-        self._namespaces: dict[str, Namespace] = {
-            item.meta.name: item for item in by_kind[Namespace]
-        }
+        self._namespaces: dict[str, Namespace] = {n.meta.name: n for n in by_kind[Namespace]}
         self._nodes: list[NodeResource] = by_kind[NodeResource]
         self._entries: list[WorkloadEntry] = by_kind[WorkloadEntry]
         self._places = {node.meta.name: node.locality for node in self._nodes}
@@ -147,9 +155,10 @@ class _Run:
         self._peers: list[PeerAuthentication] = by_kind[PeerAuthentication]
         self._policies: list[AuthorizationPolicy] = by_kind[AuthorizationPolicy]
         self._network_policies: list[NetworkPolicyResource] = by_kind[NetworkPolicyResource]
-        #: status of every NetworkPolicy
+        # status of every NetworkPolicy
         self._selected: dict[str, tuple[Condition, ...]] = {}
         self._origins: dict[str, tuple[int, ...]] = {}
+        self._ill: dict[str, tuple[Condition, ...]] = {}
 
     def result(self) -> Computation:
         translations = {
@@ -179,6 +188,7 @@ class _Run:
                 },
                 **of_peer_authentications(self._peers, self._root),
                 **self._selected,
+                **self._ill,
                 **dict(self._catalog.conditions()),
             },
             identities=self._identities(),
@@ -284,14 +294,26 @@ class _Run:
             view = self._view(namespace, translations)
             for entry in entries:
                 place = self._places.get(entry.node, NOWHERE)
+                ill = self._illness(entry)
                 resource = self._remember(
                     "WorkloadEntry",
                     entry.meta.key,
-                    (entry, view, self._mesh, place),
-                    lambda entry=entry, view=view, place=place: view.serve(entry, place),
+                    (entry, view, self._mesh, place, not ill),
+                    lambda entry=entry, view=view, place=place, well=not ill: view.serve(
+                        entry, place, healthy=well
+                    ),
                 )
+                if ill:
+                    self._ill[f"WorkloadEntry {entry.meta.key}"] = (
+                        Condition(type="Healthy", status=False, reason="NotReady", message=ill),
+                    )
                 served[resource.name] = resource
         return served
+
+    def _illness(self, entry: WorkloadEntry) -> str:
+        """Why its node takes a workload out of its services; "" when it does not."""
+        reported = self._health.get(entry.node)
+        return reported.get(workload_uid(entry, self._mesh), "") if reported else ""
 
     def _view(self, namespace: str, translations: Mapping[str, Translation]) -> NamespaceView:
         """What rendering the workloads of one namespace depends on; the same one if unchanged."""

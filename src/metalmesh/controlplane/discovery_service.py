@@ -67,6 +67,8 @@ class DiscoveryService:
         self._snapshot = snapshot
         self._metrics = metrics
         self._sessions: set[_Session] = set()
+        #: something was confirmed, or somebody left
+        self._progress = asyncio.Event()
         metrics.registry.before_scrape(self._count_streams)
 
     def publish(self, changes: Mapping[str, frozenset[str]]) -> None:
@@ -76,6 +78,17 @@ class DiscoveryService:
             for type_url, names in changes.items():
                 session.delta.changed(type_url, names, snapshot)
             session.wake.set()
+
+    async def settle(self, type_url: str, seconds: float) -> bool:
+        """Wait until every client has confirmed what it was sent of a type; false: not in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not all(session.delta.settled(type_url) for session in self._sessions):
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def end_unauthorized(self) -> None:
         """End the streams whose token has expired or was revoked."""
@@ -107,6 +120,7 @@ class DiscoveryService:
         finally:
             reader.cancel()
             self._sessions.discard(session)
+            self._progress.set()
             log.info(
                 "client disconnected",
                 {"node": session.node, "client": session.client_id, "peer": Bare(session.peer)},
@@ -123,6 +137,7 @@ class DiscoveryService:
             answer = session.delta.receive(request, self._snapshot())
             if answer is not None:
                 self._note_answer(session, answer.type_url, answer.error)
+                self._progress.set()
             session.wake.set()
 
     def _note_answer(self, session: _Session, type_url: str, error: str) -> None:

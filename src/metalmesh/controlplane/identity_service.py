@@ -24,7 +24,7 @@ from metalmesh.proto import ca_pb2, node_pb2
 from metalmesh.service.logs import Bare, Log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from typing import NoReturn
 
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -42,6 +42,10 @@ CA_SERVICE: Final = "istio.v1.auth.IstioCertificateService"
 NODE_SERVICE: Final = "metalmesh.node.v1.NodeService"
 METADATA_IDENTITY: Final = "ImpersonatedIdentity"
 _BEARER: Final = "Bearer "
+#: workloads one node may call unwell; more is not a machine
+MAX_UNHEALTHY: Final = 10_000
+_MAX_UID: Final = 512
+_MAX_REASON: Final = 256
 
 #: istiod's own texts (istio-facts 4): they say nothing about the reason
 TEXT_UNAUTHENTICATED: Final = "request authenticate failure"
@@ -177,14 +181,24 @@ class CertificateService:
 
 
 class NodeService:
-    """``NodeService``: a join token becomes a node token, a node token a newer one."""
+    """``NodeService``: a join token becomes a node token, a node token a newer one; health.
+
+    ``take_health`` gets what a node says of its workloads; ``settle`` waits for the consequences.
+    """
 
     def __init__(
-        self, tokens: JoinTokens, authenticator: NodeAuthenticator, metrics: ControlPlaneMetrics
+        self,
+        tokens: JoinTokens,
+        authenticator: NodeAuthenticator,
+        metrics: ControlPlaneMetrics,
+        take_health: Callable[[str, Mapping[str, str]], None],
+        settle: Callable[[], Awaitable[bool]],
     ) -> None:
         self._tokens = tokens
         self._authenticator = authenticator
         self._metrics = metrics
+        self._take_health = take_health
+        self._settle = settle
 
     async def join(
         self, request: node_pb2.JoinRequest, context: Context
@@ -211,6 +225,18 @@ class NodeService:
         audit.info("node token renewed", {"node": node})
         return self._authenticator.credential(node)
 
+    async def report_health(
+        self, request: node_pb2.HealthReport, context: Context
+    ) -> node_pb2.HealthReply:
+        """Take a node's word for its own workloads; another node's are none of its business."""
+        node = (await self._authenticator.authenticate(context)).node
+        if len(request.unhealthy) > MAX_UNHEALTHY:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "too many workloads")
+        said = {item.uid[:_MAX_UID]: item.reason[:_MAX_REASON] for item in request.unhealthy}
+        self._metrics.health_reports.inc()
+        self._take_health(node, said)
+        return node_pb2.HealthReply(settled=bool(request.wait) and await self._settle())
+
 
 def handlers(
     certificates: CertificateService, nodes: NodeService
@@ -231,7 +257,13 @@ def handlers(
         request_deserializer=node_pb2.RenewRequest.FromString,
         response_serializer=node_pb2.NodeCredential.SerializeToString,
     )
+    health = grpc.unary_unary_rpc_method_handler(
+        nodes.report_health,
+        request_deserializer=node_pb2.HealthReport.FromString,
+        response_serializer=node_pb2.HealthReply.SerializeToString,
+    )
+    methods = {"Join": join, "Renew": renew, "ReportHealth": health}
     return [
         grpc.method_handlers_generic_handler(CA_SERVICE, {"CreateCertificate": create}),
-        grpc.method_handlers_generic_handler(NODE_SERVICE, {"Join": join, "Renew": renew}),
+        grpc.method_handlers_generic_handler(NODE_SERVICE, methods),
     ]

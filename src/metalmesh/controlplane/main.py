@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from metalmesh.constants import TYPE_AUTHORITY
+from metalmesh.constants import TYPE_ADDRESS, TYPE_AUTHORITY
 from metalmesh.controlplane.announcement import AnnouncedSnapshot
 from metalmesh.controlplane.debug import debug_server
 from metalmesh.controlplane.discovery_service import DiscoveryService
@@ -61,6 +61,8 @@ _OPTIONS: Final[list[tuple[str, Any]]] = [
 #: how often the CA's files, the serving certificate and the status line are looked after
 MAINTENANCE_SECONDS: Final = 2.0
 SWEEP_SECONDS: Final = 3600.0
+#: how long a node may have to wait until all clients have confirmed a change of health
+SETTLE_SECONDS: Final = 5.0
 #: unary calls take milliseconds; streams only end by being cut
 STOP_GRACE_SECONDS: Final = 0.2
 
@@ -121,7 +123,14 @@ class ControlPlane:
             self._issued,
             self._metrics,
         )
-        return handlers(certificates, NodeService(self._tokens, authenticator, self._metrics))
+        nodes = NodeService(
+            self._tokens,
+            authenticator,
+            self._metrics,
+            self.keeper.set_health,
+            lambda: self.discovery.settle(TYPE_ADDRESS, SETTLE_SECONDS),
+        )
+        return handlers(certificates, nodes)
 
     async def run(self) -> None:
         """Serve until a signal asks to stop."""

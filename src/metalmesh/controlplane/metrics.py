@@ -63,6 +63,9 @@ class ControlPlaneMetrics:
         )
         self.joins = registry.counter(f"{prefix}_joins_total", "Joins by outcome", ("result",))
         self.renewals = registry.counter(f"{prefix}_renewals_total", "Renewed node tokens")
+        self.health_reports = registry.counter(
+            f"{prefix}_health_reports_total", "Reports of nodes about their workloads' health"
+        )
         self.certificate_expiry = registry.gauge(
             f"{prefix}_certificate_expiry_timestamp_seconds",
             "When certificates expire, in unix seconds",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from metalmesh.controlplane.snapshot import ServedResource, served_resource
@@ -50,7 +51,9 @@ class NamespaceView:
         )
         self._peers = peers
 
-    def serve(self, entry: WorkloadEntry, node_locality: Locality) -> ServedResource:
+    def serve(
+        self, entry: WorkloadEntry, node_locality: Locality, *, healthy: bool = True
+    ) -> ServedResource:
         """Render one workload; it is where its node is, unless it says otherwise."""
         keys = sorted(self._policies.select(entry.labels))
         keys += peer_authentication_keys(
@@ -58,6 +61,7 @@ class NamespaceView:
         )
         backends = self._backends.select(entry.labels)
         workload = render_workload(entry, self._labels, backends, keys, self._mesh, node_locality)
+        workload = replace(workload, healthy=healthy)
         return served_resource(
             workload.uid,
             encode_address(workload),

@@ -48,6 +48,7 @@ class ResourceKeeper:
         self._publish = publish
         self.admission = Admission({})
         self.computation = Computation()
+        self._health: dict[str, Mapping[str, str]] = {}
         self._reported: frozenset[str] = frozenset()
         self._save_wanted = asyncio.Event()
 
@@ -63,6 +64,17 @@ class ResourceKeeper:
             log.warning("saved object is no longer valid", {"error": str(error)})
         self.admission = Admission(objects, tuple(errors))
         self.computation = Computation(vips=self._state.load_vips())
+        self._health.update(self._state.load_health())
+
+    def set_health(self, node: str, unhealthy: Mapping[str, str]) -> None:
+        """Take over what a node says of its workloads; uids that are not its own mean nothing."""
+        if self._health.get(node, {}) == unhealthy:
+            return
+        self._health[node] = dict(unhealthy)
+        if not unhealthy:
+            del self._health[node]
+        self._recompute()
+        self._save_wanted.set()
 
     def refresh(self) -> None:
         """Read the store and bring everything up to date."""
@@ -83,7 +95,7 @@ class ResourceKeeper:
 
     def _recompute(self) -> None:
         old = self.computation
-        self.computation = compute(self.admission.objects, self._options, old)
+        self.computation = compute(self.admission.objects, self._options, old, self._health)
         changes = changed_names(old.snapshot, self.computation.snapshot)
         kinds = Counter(item.id.split(" ")[0] for item in self.admission.objects.values())
         self._metrics.objects.clear()
@@ -116,6 +128,7 @@ class ResourceKeeper:
         try:
             self._state.save_objects(admission.objects)
             self._state.save_vips(computation.vips)
+            self._state.save_health(dict(self._health))
             self._state.save_status(object_status(admission, computation.conditions))
         except StoreError as error:
             self._metrics.state_failures.inc()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _OBJECTS: Final = "accepted.json"
 _VIPS: Final = "service-addresses.json"
 _STATUS: Final = "status.json"
+_HEALTH: Final = "health.json"
 _TOKEN_KEY: Final = "node-token-key.pem"  # noqa: S105 - a file's name
 _MODE: Final = 0o600
 _MODE_STATUS: Final = 0o644
@@ -74,6 +75,15 @@ class StateDirectory:
         """Remember allocated service addresses."""
         addresses = {key: list(map(str, item)) for key, item in sorted(vips.items())}
         self._save(_VIPS, json.dumps(addresses) + "\n", _MODE)
+
+    def load_health(self) -> dict[str, dict[str, str]]:
+        """What each node last said of workloads that are not well."""
+        found: dict[str, dict[str, str]] = self._load(_HEALTH, {})
+        return found
+
+    def save_health(self, health: Mapping[str, Mapping[str, str]]) -> None:
+        """Remember that, for a start before the nodes have said it again."""
+        self._save(_HEALTH, json.dumps(health, default=dict) + "\n", _MODE)
 
     def save_status(self, status: Mapping[str, Any]) -> None:
         """Publish the status of every object, for people and tools on this machine."""

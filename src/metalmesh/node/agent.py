@@ -15,9 +15,11 @@ from metalmesh import __version__
 from metalmesh.constants import TYPE_ADDRESS, TYPE_NETWORK_POLICY, TYPE_NODE
 from metalmesh.errors import ProtocolError, StoreError
 from metalmesh.net.watch import NetworkWatch
+from metalmesh.node.control import ControlSocket, socket_path
 from metalmesh.node.credentials import NodeCredentials
 from metalmesh.node.dns_shell import DnsShell
 from metalmesh.node.enrolment import Enrolment
+from metalmesh.node.health import HealthKeeper
 from metalmesh.node.mesh import SUBSCRIPTIONS, NodeMesh
 from metalmesh.node.metrics import NodeMetrics
 from metalmesh.node.node_network import NodeNetwork
@@ -65,9 +67,19 @@ class NodeAgent:
             server_name=config.server_name,
         )
         self.xds_state = DeltaClient(_node_info(config), SUBSCRIPTIONS, self._on_update)
-        self.xds = XdsClient(control_plane, self.xds_state, XdsMetrics(self.metrics.registry))
+        self.xds = XdsClient(
+            control_plane,
+            self.xds_state,
+            XdsMetrics(self.metrics.registry),
+            # another control plane may not have heard it
+            on_connected=lambda: self.health.changed(),
+        )
         self.credentials = NodeCredentials(config, control_plane, self.metrics)
         self.dns = DnsShell(config, self.mesh, self.enrolment, self.metrics)
+        self.health = HealthKeeper(
+            config.run_dir, self.enrolment, self.credentials.report_health, self.metrics
+        )
+        self.control = ControlSocket(socket_path(config.run_dir), self.health)
         self.stop_requested = asyncio.Event()
         self._notifier = Notifier()
         self._network = NodeNetwork(config, self.state)
@@ -92,10 +104,13 @@ class NodeAgent:
         self._start(self.zds.serve())
         self._start(self.enrolment.run())
         self._start(self.dns.run())
+        await self.control.listen()
+        self.health.refresh()
         self._start(self._report_to_systemd())
         if self.config.xds_address:
             self._start(self.credentials.run())
             self._start(self._run_xds())
+            self._start(self.health.run())
         self._started = True
         self._notifier.ready(self.status())
         log.info("started", {"node": self.config.node_name})
@@ -104,6 +119,8 @@ class NodeAgent:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.control.close()
+        self.health.close()
         await server.close()
         watch.close()
         self._save_xds()
@@ -215,6 +232,8 @@ class NodeAgent:
     # --- jobs ------------------------------------------------------------------------------
     def _on_workloads(self) -> None:
         self.reconciler.changed("policies")
+        if self._started:
+            self.health.refresh()
         self._plan_probes()
         self._plan_services()
 

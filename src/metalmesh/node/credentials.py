@@ -28,6 +28,7 @@ from metalmesh.service.backoff import Backoff
 from metalmesh.service.logs import Bare, Log
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from metalmesh.node.config import NodeConfig
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _JOIN: Final = "/metalmesh.node.v1.NodeService/Join"
 _RENEW: Final = "/metalmesh.node.v1.NodeService/Renew"
+_HEALTH: Final = "/metalmesh.node.v1.NodeService/ReportHealth"
 _TIMEOUT_SECONDS: Final = 10.0
 _RETRY_MAX_SECONDS: Final = 30.0
 #: how often a missing join token is looked for, and the longest sleep between two looks
@@ -123,7 +125,7 @@ class NodeCredentials:
     async def _join(self, join_token: str) -> None:
         request = pb.JoinRequest(join_token=join_token, node_name=self._config.node_name)
         try:
-            credential = await self._call(_JOIN, request, ())
+            credential = await self._credential(_JOIN, request, ())
         except TokenError:
             self._refused = _digest(join_token)
             raise
@@ -134,7 +136,7 @@ class NodeCredentials:
     async def _renew(self) -> None:
         try:
             metadata = self._control_plane.call_metadata()
-            credential = await self._call(_RENEW, pb.RenewRequest(), metadata)
+            credential = await self._credential(_RENEW, pb.RenewRequest(), metadata)
         except (MetalmeshError, OSError):
             self._metrics.token_renewals.inc(("failed",))
             raise
@@ -143,28 +145,46 @@ class NodeCredentials:
         self._backoff.reset()
         log.info("node token renewed")
 
-    async def _call(
+    async def report_health(self, unhealthy: Mapping[str, str], *, wait: bool) -> bool:
+        """Say which workloads of this node are not well; MetalmeshError when it was not heard.
+
+        With ``wait``, true means that every client of the control plane has confirmed.
+        """
+        if not self.joined.is_set():
+            raise TokenError("the node has not joined")
+        items = [pb.Unhealthy(uid=uid, reason=why) for uid, why in sorted(unhealthy.items())]
+        request = pb.HealthReport(unhealthy=items, wait=wait)
+        metadata = self._control_plane.call_metadata()
+        reply = await self._call(_HEALTH, request, metadata, pb.HealthReply)
+        return bool(reply.settled)
+
+    async def _credential(
         self, method: str, request: Any, metadata: tuple[tuple[str, str], ...]
     ) -> pb.NodeCredential:
+        reply = await self._call(method, request, metadata, pb.NodeCredential)
+        if not reply.node_token:
+            raise TokenError(f"control plane {self._control_plane.address} sent no node token")
+        assert isinstance(reply, pb.NodeCredential)
+        return reply
+
+    async def _call(
+        self, method: str, request: Any, metadata: tuple[tuple[str, str], ...], answer: Any
+    ) -> Any:
         address = self._control_plane.address
         try:
             async with self._control_plane.open_channel() as channel:
                 call = channel.unary_unary(
                     method,
                     request_serializer=type(request).SerializeToString,
-                    response_deserializer=pb.NodeCredential.FromString,
+                    response_deserializer=answer.FromString,
                 )
-                reply = await call(request, metadata=metadata, timeout=_TIMEOUT_SECONDS)
+                return await call(request, metadata=metadata, timeout=_TIMEOUT_SECONDS)
         except grpc.aio.AioRpcError as error:
             text = f"control plane {address} answered {error.code().name}: {error.details()}"
             if error.code() in _REFUSALS:
                 what = "join token" if method == _JOIN else "node token"
                 raise TokenError(f"{what} refused: {text}; place a new join token") from error
             raise ConfigError(f"{text}; is it up, and root_cert_path its root?") from error
-        if not reply.node_token:
-            raise TokenError(f"control plane {address} sent no node token")
-        assert isinstance(reply, pb.NodeCredential)
-        return reply
 
     def _store(self, token: str) -> None:
         life = token_life(token)

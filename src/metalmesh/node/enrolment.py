@@ -70,6 +70,11 @@ class Enrolment:
         """Uids of all valid specs."""
         return frozenset(item.uid for item in self._specs.workloads.values())
 
+    @property
+    def declared(self) -> Mapping[str, LocalWorkload]:
+        """Every valid spec, by the name of its netns."""
+        return self._specs.workloads
+
     def captured_addresses(self) -> dict[IPAddress, str]:
         """Addresses of workloads whose redirection lets our probes pass, with their uids."""
         return {
@@ -148,7 +153,7 @@ class Enrolment:
             return  # what was known goes on
         self._report_errors(specs.errors)
         before, self._specs = self._specs.workloads, specs
-        changed = records != self._records
+        changed = records != self._records or specs.workloads != before
         self._records = records
         for name in {*before, *self._watches} - {
             name for name in specs.workloads if name in records

@@ -52,6 +52,12 @@ class NodeMetrics:
             "DNS queries by how they were answered",
             ("result",),
         )
+        self.probes = counter(
+            "metalmesh_node_probe_total", "Health probes by workload and result", ("uid", "result")
+        )
+        self.unhealthy = gauge(
+            "metalmesh_node_unhealthy_workloads", "Workloads that are out of their services now"
+        )
         self.token_expiry = gauge(
             "metalmesh_node_token_expiry_timestamp_seconds", "End of the node token, unix time"
         )

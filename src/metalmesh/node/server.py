@@ -69,6 +69,8 @@ class NodeServer:
                 }
                 for record in agent.state.records().values()
             ],
+            "probes": agent.health.status(),
+            "unhealthy": agent.health.unhealthy(),
             "ztunnels": agent.zds.ztunnels,
             "notInForce": agent.reconciler.failing,
             "networkPolicies": None if policies is None else [item.key for item in policies],

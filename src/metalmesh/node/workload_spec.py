@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from metalmesh.model.resources.probe import Probe
     from metalmesh.model.workload import IPAddress
 
 ANNOTATION_VIRTUAL_INTERFACES: Final = "istio.io/reroute-virtual-interfaces"
@@ -50,6 +51,7 @@ class LocalWorkload:
     dns_capture: bool | None = None
     virtual_interfaces: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    probe: Probe | None = None
 
     @property
     def key(self) -> str:
@@ -165,6 +167,7 @@ def parse_local_workload(text: str, source: str, cluster_id: str) -> LocalWorklo
         dns_capture=_switch(annotations.get(ANNOTATION_DNS_CAPTURE)),
         virtual_interfaces=_names(annotations.get(ANNOTATION_VIRTUAL_INTERFACES, "")),
         labels=entry.labels,
+        probe=entry.probe,
     )
     _check(workload, annotations, source)
     return workload

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ametalmesh/proto/node.proto\x12\x11metalmesh.node.v1\":\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\x0c\x12\x11\n\tpod_cidrs\x18\x03 \x03(\t\"\xdf\x01\n\rNetworkPolicy\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x08selected\x18\x03 \x03(\x0b\x32\x1b.metalmesh.node.v1.Selected\x12\x0f\n\x07ingress\x18\x04 \x01(\x08\x12\x0e\n\x06\x65gress\x18\x05 \x01(\x08\x12.\n\ringress_rules\x18\x06 \x03(\x0b\x32\x17.metalmesh.node.v1.Rule\x12-\n\x0c\x65gress_rules\x18\x07 \x03(\x0b\x32\x17.metalmesh.node.v1.Rule\"*\n\x08Selected\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\x0c\"\x8d\x01\n\x04Rule\x12\x10\n\x08\x61ny_peer\x18\x01 \x01(\x08\x12&\n\x05peers\x18\x02 \x03(\x0b\x32\x17.metalmesh.node.v1.Peer\x12\x10\n\x08\x61ny_port\x18\x03 \x01(\x08\x12&\n\x05ports\x18\x04 \x03(\x0b\x32\x17.metalmesh.node.v1.Port\x12\x11\n\tonly_uids\x18\x05 \x03(\t\"V\n\x04Peer\x12%\n\x04\x63idr\x18\x01 \x01(\x0b\x32\x17.metalmesh.node.v1.Cidr\x12\'\n\x06\x65xcept\x18\x02 \x03(\x0b\x32\x17.metalmesh.node.v1.Cidr\"\'\n\x04\x43idr\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x0e\n\x06length\x18\x02 \x01(\r\"U\n\x04Port\x12-\n\x08protocol\x18\x01 \x01(\x0e\x32\x1b.metalmesh.node.v1.Protocol\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x10\n\x08\x65nd_port\x18\x03 \x01(\r\"k\n\tPortNames\x12\x32\n\x03tcp\x18\x01 \x03(\x0b\x32%.metalmesh.node.v1.PortNames.TcpEntry\x1a*\n\x08TcpEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"9\n\tAuthority\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x03(\x0c\x12\x0f\n\x07issuing\x18\x03 \x01(\x0c\"4\n\x0bJoinRequest\x12\x12\n\njoin_token\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\"\x0e\n\x0cRenewRequest\"8\n\x0eNodeCredential\x12\x12\n\nnode_token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03*&\n\x08Protocol\x12\x07\n\x03TCP\x10\x00\x12\x07\n\x03UDP\x10\x01\x12\x08\n\x04SCTP\x10\x02\x32\xa5\x01\n\x0bNodeService\x12I\n\x04Join\x12\x1e.metalmesh.node.v1.JoinRequest\x1a!.metalmesh.node.v1.NodeCredential\x12K\n\x05Renew\x12\x1f.metalmesh.node.v1.RenewRequest\x1a!.metalmesh.node.v1.NodeCredentialb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ametalmesh/proto/node.proto\x12\x11metalmesh.node.v1\":\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\x0c\x12\x11\n\tpod_cidrs\x18\x03 \x03(\t\"\xdf\x01\n\rNetworkPolicy\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x08selected\x18\x03 \x03(\x0b\x32\x1b.metalmesh.node.v1.Selected\x12\x0f\n\x07ingress\x18\x04 \x01(\x08\x12\x0e\n\x06\x65gress\x18\x05 \x01(\x08\x12.\n\ringress_rules\x18\x06 \x03(\x0b\x32\x17.metalmesh.node.v1.Rule\x12-\n\x0c\x65gress_rules\x18\x07 \x03(\x0b\x32\x17.metalmesh.node.v1.Rule\"*\n\x08Selected\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\x0c\"\x8d\x01\n\x04Rule\x12\x10\n\x08\x61ny_peer\x18\x01 \x01(\x08\x12&\n\x05peers\x18\x02 \x03(\x0b\x32\x17.metalmesh.node.v1.Peer\x12\x10\n\x08\x61ny_port\x18\x03 \x01(\x08\x12&\n\x05ports\x18\x04 \x03(\x0b\x32\x17.metalmesh.node.v1.Port\x12\x11\n\tonly_uids\x18\x05 \x03(\t\"V\n\x04Peer\x12%\n\x04\x63idr\x18\x01 \x01(\x0b\x32\x17.metalmesh.node.v1.Cidr\x12\'\n\x06\x65xcept\x18\x02 \x03(\x0b\x32\x17.metalmesh.node.v1.Cidr\"\'\n\x04\x43idr\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x0e\n\x06length\x18\x02 \x01(\r\"U\n\x04Port\x12-\n\x08protocol\x18\x01 \x01(\x0e\x32\x1b.metalmesh.node.v1.Protocol\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x10\n\x08\x65nd_port\x18\x03 \x01(\r\"k\n\tPortNames\x12\x32\n\x03tcp\x18\x01 \x03(\x0b\x32%.metalmesh.node.v1.PortNames.TcpEntry\x1a*\n\x08TcpEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"9\n\tAuthority\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x03(\x0c\x12\x0f\n\x07issuing\x18\x03 \x01(\x0c\"4\n\x0bJoinRequest\x12\x12\n\njoin_token\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\"\x0e\n\x0cRenewRequest\"M\n\x0cHealthReport\x12/\n\tunhealthy\x18\x01 \x03(\x0b\x32\x1c.metalmesh.node.v1.Unhealthy\x12\x0c\n\x04wait\x18\x02 \x01(\x08\"(\n\tUnhealthy\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1e\n\x0bHealthReply\x12\x0f\n\x07settled\x18\x01 \x01(\x08\"8\n\x0eNodeCredential\x12\x12\n\nnode_token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03*&\n\x08Protocol\x12\x07\n\x03TCP\x10\x00\x12\x07\n\x03UDP\x10\x01\x12\x08\n\x04SCTP\x10\x02\x32\xf6\x01\n\x0bNodeService\x12I\n\x04Join\x12\x1e.metalmesh.node.v1.JoinRequest\x1a!.metalmesh.node.v1.NodeCredential\x12K\n\x05Renew\x12\x1f.metalmesh.node.v1.RenewRequest\x1a!.metalmesh.node.v1.NodeCredential\x12O\n\x0cReportHealth\x12\x1f.metalmesh.node.v1.HealthReport\x1a\x1e.metalmesh.node.v1.HealthReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PORTNAMES_TCPENTRY']._loaded_options = None
   _globals['_PORTNAMES_TCPENTRY']._serialized_options = b'8\001'
-  _globals['_PROTOCOL']._serialized_start=1035
-  _globals['_PROTOCOL']._serialized_end=1073
+  _globals['_PROTOCOL']._serialized_start=1188
+  _globals['_PROTOCOL']._serialized_end=1226
   _globals['_NODE']._serialized_start=49
   _globals['_NODE']._serialized_end=107
   _globals['_NETWORKPOLICY']._serialized_start=110
@@ -59,8 +59,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOINREQUEST']._serialized_end=959
   _globals['_RENEWREQUEST']._serialized_start=961
   _globals['_RENEWREQUEST']._serialized_end=975
-  _globals['_NODECREDENTIAL']._serialized_start=977
-  _globals['_NODECREDENTIAL']._serialized_end=1033
-  _globals['_NODESERVICE']._serialized_start=1076
-  _globals['_NODESERVICE']._serialized_end=1241
+  _globals['_HEALTHREPORT']._serialized_start=977
+  _globals['_HEALTHREPORT']._serialized_end=1054
+  _globals['_UNHEALTHY']._serialized_start=1056
+  _globals['_UNHEALTHY']._serialized_end=1096
+  _globals['_HEALTHREPLY']._serialized_start=1098
+  _globals['_HEALTHREPLY']._serialized_end=1128
+  _globals['_NODECREDENTIAL']._serialized_start=1130
+  _globals['_NODECREDENTIAL']._serialized_end=1186
+  _globals['_NODESERVICE']._serialized_start=1229
+  _globals['_NODESERVICE']._serialized_end=1475
 # @@protoc_insertion_point(module_scope)

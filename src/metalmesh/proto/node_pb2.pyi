@@ -126,6 +126,28 @@ class RenewRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class HealthReport(_message.Message):
+    __slots__ = ("unhealthy", "wait")
+    UNHEALTHY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    unhealthy: _containers.RepeatedCompositeFieldContainer[Unhealthy]
+    wait: bool
+    def __init__(self, unhealthy: _Optional[_Iterable[_Union[Unhealthy, _Mapping]]] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class Unhealthy(_message.Message):
+    __slots__ = ("uid", "reason")
+    UID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    uid: str
+    reason: str
+    def __init__(self, uid: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class HealthReply(_message.Message):
+    __slots__ = ("settled",)
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    settled: bool
+    def __init__(self, settled: _Optional[bool] = ...) -> None: ...
+
 class NodeCredential(_message.Message):
     __slots__ = ("node_token", "expires_at")
     NODE_TOKEN_FIELD_NUMBER: _ClassVar[int]

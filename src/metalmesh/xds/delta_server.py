@@ -98,6 +98,11 @@ class DeltaStream:
         self._subscriptions: dict[str, _Subscription] = {}
         self._nonce = 0
 
+    def settled(self, type_url: str) -> bool:
+        """Whether the client has confirmed everything of a type that it is to have."""
+        found = self._subscriptions.get(type_url)
+        return found is None or not (found.dirty or found.owed or found.due or found.in_flight)
+
     # --- requests ----------------------------------------------------------------------------
 
     def receive(self, request: pb.DeltaDiscoveryRequest, source: ResourceSource) -> Answer | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from metalmesh.constants import ANNOTATION_NETNS, ANNOTATION_NODE
+from metalmesh.constants import ANNOTATION_NETNS, ANNOTATION_NODE, ANNOTATION_PROBE
 from metalmesh.model.resources.meta import parse_labels
+from metalmesh.model.resources.probe import Probe, parse_probe
 from metalmesh.model.resources.reader import PORT_MAX, shown
 from metalmesh.model.workload import Locality
 
@@ -46,6 +47,8 @@ class WorkloadEntry:
     network: str = ""
     locality: Locality = field(default_factory=Locality)
     weight: int = 1
+    #: how its node finds out whether it is well; None: it is
+    probe: Probe | None = None
 
     @property
     def node(self) -> str:
@@ -65,6 +68,7 @@ def parse_workload_entry(reader: Reader, meta: Metadata) -> WorkloadEntry:
     with reader.child("spec") as spec:
         addresses, hostname = _addresses(spec, meta)
         _check_node(spec, meta)
+        probe = _probe(spec, meta)
         account = read_account(spec)
         labels = parse_labels(spec, "labels")
         return WorkloadEntry(
@@ -77,6 +81,7 @@ def parse_workload_entry(reader: Reader, meta: Metadata) -> WorkloadEntry:
             network=spec.string("network"),
             locality=read_locality(spec),
             weight=spec.integer("weight", 0, WEIGHT_MAX) or 1,
+            probe=probe,
         )
 
 
@@ -101,6 +106,17 @@ def _check_node(spec: Reader, meta: Metadata) -> None:
             f"metadata.annotations[{ANNOTATION_NODE}]",
             f"{shown(node)} is not a node name: lower-case letters, digits, dots and dashes",
         )
+
+
+def _probe(spec: Reader, meta: Metadata) -> Probe | None:
+    text = meta.annotations.get(ANNOTATION_PROBE)
+    if text is None:
+        return None
+    found = parse_probe(text, spec.faults.source, spec.faults.obj)
+    if isinstance(found, Probe):
+        return found
+    spec.faults.errors.extend(found)
+    return None
 
 
 def _addresses(spec: Reader, meta: Metadata) -> tuple[tuple[IPAddress, ...], str]:

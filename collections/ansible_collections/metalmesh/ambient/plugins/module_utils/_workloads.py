@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from ansible_collections.metalmesh.ambient.plugins.module_utils._io import Modul
 
 ANNOTATION_NODE = "ambient.metalmesh.io/node"
 ANNOTATION_ADDRESSES = "ambient.metalmesh.io/addresses"
+ANNOTATION_PROBE = "ambient.metalmesh.io/probe"
 LABEL_DATAPLANE_MODE = "istio.io/dataplane-mode"
 
 #: keys of a workload and the type of their values
@@ -28,6 +30,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "weight": int,
     "dataplane_mode": str,
     "unit": str,
+    "probe": dict,
 }
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 
@@ -149,6 +152,8 @@ def _entry(definition: dict[str, Any], node: str, addresses: list[str]) -> dict[
     }
     if len(addresses) > 1:
         metadata["annotations"][ANNOTATION_ADDRESSES] = ",".join(addresses[1:])
+    if definition.get("probe"):
+        metadata["annotations"][ANNOTATION_PROBE] = json.dumps(definition["probe"])
     labels = {str(key): str(value) for key, value in (definition.get("labels") or {}).items()}
     if definition.get("dataplane_mode"):
         labels[LABEL_DATAPLANE_MODE] = definition["dataplane_mode"]

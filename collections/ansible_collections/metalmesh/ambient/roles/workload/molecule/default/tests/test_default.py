@@ -54,3 +54,26 @@ def test_traffic_between_workloads_is_hbone(host):
     assert any(
         'src.identity="spiffe://cluster.local/ns/demo/sa/client"' in line for line in inbound
     )
+
+
+def test_probe_runs_inside_as_nobody_in_particular(host):
+    """A command sees the workload's own sockets, and its result decides."""
+
+    def counted(result):
+        metrics = get(host, "http://127.0.0.1:15016/metrics")[1]
+        return any(
+            line.startswith("metalmesh_node_probe_total") and f'result="{result}"' in line
+            for line in metrics.splitlines()
+        )
+
+    wait_until(lambda: counted("succeeded"), WAITS["service"], what="a good result")
+    unit = host.service("metalmesh-drain@demo-server.service")
+    assert unit.is_running
+    host.run("systemctl stop demo-server.service")
+    assert host.file("/run/metalmesh/node/drained/demo-server").exists
+    host.run("systemctl start demo-server.service")
+    wait_until(
+        lambda: not host.file("/run/metalmesh/node/drained/demo-server").exists,
+        WAITS["service"],
+        what="announced again",
+    )
