@@ -74,14 +74,14 @@ def _plaintext(node: MeshNode, peer: socket.socket) -> bytes:
     client = canonical(peer.getpeername()[0])
     address, port = original_destination(peer)
 
-    def connect() -> socket.socket:
+    def connect() -> socket.SocketType:
         upstream = upstream_socket(address)
         bind_source(upstream, client)
         upstream.settimeout(RELAY_SECONDS)
         upstream.connect((address, port))
         return upstream
 
-    with node.workload("w").do(connect) as upstream:
+    with contextlib.closing(node.workload("w").do(connect)) as upstream:
         reply = upstream.recv(4096)
     return f"plaintext for {address} {port}, ".encode() + reply
 
@@ -102,7 +102,7 @@ def test_proxys_own_connection_leaves_with_the_workloads_address(node, address):
     ):
 
         def connect() -> str:
-            with upstream_socket(target) as upstream:
+            with contextlib.closing(upstream_socket(target)) as upstream:
                 upstream.settimeout(RELAY_SECONDS)
                 upstream.connect((target, 9001))
                 return upstream.recv(100).decode()
