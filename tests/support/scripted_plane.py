@@ -247,6 +247,7 @@ class ScriptedPlane:
             .not_valid_before(now if uri else now - HOUR)
             .not_valid_after(now + life)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(_key_usage(ca=ca), critical=True)
         )
         names: list[x509.GeneralName] = []
         if host:
@@ -259,6 +260,21 @@ class ScriptedPlane:
                 x509.SubjectAlternativeName(names), critical=True
             ).add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         return builder.sign(self._key, hashes.SHA256())
+
+
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    """What the SPIFFE client insists on."""
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

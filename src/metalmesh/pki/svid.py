@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from metalmesh.model.identity import SignedBy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_BODY = re.compile(r"-----BEGIN [A-Z ]+-----(.+?)-----END", re.DOTALL)
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 
 
@@ -90,6 +92,11 @@ def uri_names(certificate: x509.Certificate) -> list[str]:
 def split_pem(text: str) -> list[str]:
     """Every certificate of a PEM text, apart."""
     return _PEM.findall(text)
+
+
+def pem_to_der(text: str) -> bytes:
+    """The DER of every PEM block, concatenated."""
+    return b"".join(base64.b64decode("".join(body.split())) for body in _BODY.findall(text))
 
 
 def _public_bytes(key: object) -> bytes:

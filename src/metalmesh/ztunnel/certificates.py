@@ -47,6 +47,8 @@ class CertificateKeeper:
         self._publish = publish
         self._wake = asyncio.Event()
         self._expected: SignedBy | None = None
+        #: told the identity of every certificate that was issued
+        self.on_issued: Callable[[str], None] = lambda _identity: None
         self._requests: set[asyncio.Task[None]] = set()
         self.schedule = SvidSchedule(lambda: random.uniform(-1, 1))  # noqa: S311 - no secret
 
@@ -74,6 +76,10 @@ class CertificateKeeper:
         self.schedule.want(identity, Priority.REAL_TIME, now)
         self._wake.set()
         return None
+
+    def current(self, identity: str) -> Svid | None:
+        """The valid certificate of an identity, with its key."""
+        return self.schedule.held(identity, time.time())
 
     def held(self) -> list[messages.Certificate]:
         """Every valid certificate, for a worker that has just started."""
@@ -152,6 +158,7 @@ class CertificateKeeper:
                     {"identity": identity, "expires_in_seconds": int(svid.not_after - time.time())},
                 )
                 self._publish(_message(svid))
+                self.on_issued(identity)
                 if expected is not self._expected:  # it may have been signed before the change
                     self._renew_if_outdated(identity)
         self._wake.set()

@@ -79,6 +79,8 @@ class ZtunnelConfig:
     istio_compat: frozenset[Deviation] = NOTHING
     #: life asked of the CA for workload certificates
     secret_ttl_seconds: int = SVID_TTL_SECONDS
+    #: path of the SPIFFE Workload API; "" does not serve it
+    workload_api_socket: str = ""
     log_level: str = "info"
     log_format: str = "plain"
     access_log: bool = True

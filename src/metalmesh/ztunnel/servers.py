@@ -14,6 +14,7 @@ from metalmesh.service.metrics import (
     wants_openmetrics,
 )
 from metalmesh.ztunnel import messages
+from metalmesh.ztunnel.workload_api import WorkloadApi
 
 if TYPE_CHECKING:
     from metalmesh.ztunnel.main import Ztunnel
@@ -48,17 +49,22 @@ class Servers:
         for path in ("/metrics", "/stats/prometheus"):
             self._metrics.route("GET", path, self._render_metrics)
         self._readiness.route("GET", "/healthz/ready", self._ready)
+        self._workload_api = WorkloadApi(ztunnel) if ztunnel.config.workload_api_socket else None
 
     async def listen(self) -> None:
         """Open the ports."""
         await self._admin.listen(LOOPBACK, PORT_ZTUNNEL_ADMIN)
         await self._metrics.listen(EVERYWHERE, PORT_METRICS)
         await self._readiness.listen(EVERYWHERE, PORT_READINESS)
+        if self._workload_api is not None:
+            await self._workload_api.listen()
 
     async def close(self) -> None:
         """Close them."""
         for server in (self._admin, self._metrics, self._readiness):
             await server.close()
+        if self._workload_api is not None:
+            await self._workload_api.close()
 
     def _index(self, request: Request) -> Response:
         del request

@@ -1,0 +1,1 @@
+"""HTTP protocol cores: bytes and events in, bytes and events out."""
