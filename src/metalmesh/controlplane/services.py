@@ -2,7 +2,10 @@
 
 Of those that claim one hostname in one namespace a Service wins, else the oldest ServiceEntry; the
 others are served without that host, and their status says so. In other namespaces the same
-hostname may live on; it is canonical in one of them only.
+hostname may live on; it is canonical in one of them only. Who names an address that was allocated
+to a Service, and a ServiceEntry that names any Service's or an older ServiceEntry's, is not
+canonical either: it has that address for clients of its own namespace, and cannot take it from
+anybody else.
 """
 
 from __future__ import annotations
@@ -70,6 +73,8 @@ class ServiceCatalog:
         self._memory = memory
         self._refused: dict[str, list[str]] = defaultdict(list)
         self._hosts: dict[str, list[_Host]] = defaultdict(list)
+        #: objects that name an address that is somebody else's, and whose
+        self._contested: dict[str, str] = {}
         self._settle_hosts()
 
     def _settle_hosts(self) -> None:
@@ -92,7 +97,11 @@ class ServiceCatalog:
                 known.add(host)
 
     def conditions(self) -> Iterator[tuple[str, tuple[Condition, ...]]]:
-        """Object id and status of every ServiceEntry."""
+        """Object id and status of every ServiceEntry, and of Services that have one."""
+        for service in self._objects.services:
+            key = f"Service {service.meta.key}"
+            if key in self._contested:
+                yield key, (self._contest(key),)
         for entry in self._objects.entries:
             yield f"ServiceEntry {entry.meta.key}", (self._condition(entry),)
 
@@ -103,12 +112,18 @@ class ServiceCatalog:
         if refused:
             reason = "HostConflict"
             message = f"{'; '.join(refused)}; remove the host from one of them"
+        elif f"ServiceEntry {entry.meta.key}" in self._contested:
+            return self._contest(f"ServiceEntry {entry.meta.key}")
         elif not entry.exported:
             reason, message, served = "NotExported", "exportTo ~ hides it from everybody", True
         elif not entry.private and set(entry.export_to) - {"*"}:
             reason = "ExportedToAll"
             message = "exportTo knows only . and * here: every namespace sees it"
         return Condition(type="Accepted", status=served, reason=reason, message=message)
+
+    def _contest(self, key: str) -> Condition:
+        message = f"{self._contested[key]}, where clients of other namespaces go on to reach it"
+        return Condition(type="Accepted", status=True, reason="AddressConflict", message=message)
 
     # --- addresses ---------------------------------------------------------------------------
 
@@ -119,23 +134,43 @@ class ServiceCatalog:
         previous: Mapping[str, tuple[IPAddress, ...]],
     ) -> dict[str, tuple[IPAddress, ...]]:
         """Virtual addresses for whoever names none, from the range of its kind."""
-        taken = {address for item in self._objects.services for address in item.cluster_ips}
-        taken.update(address for item in self._objects.entries for address in item.addresses)
-        taken.update(address for item in self._objects.workloads for address in item.addresses)
         services = [
             item.meta.key
             for item in self._objects.services
             if not item.headless and not item.cluster_ips
         ]
-        found = allocate(services, service_cidrs, taken, previous)
         hosts = [
             allocation_key(item.entry, item.host)
             for items in self._hosts.values()
             for item in items
             if item.host in hosts_to_allocate(item.entry)
         ]
+        # naming an address does not drive away who has been given it
+        kept = {address for key in (*services, *hosts) for address in previous.get(key, ())}
+        taken = {address for item in self._objects.entries for address in item.addresses}
+        taken.update(address for item in self._objects.services for address in item.cluster_ips)
+        taken -= kept
+        taken.update(address for item in self._objects.workloads for address in item.addresses)
+        found = allocate(services, service_cidrs, taken, previous)
         taken.update(address for addresses in found.values() for address in addresses)
+        self._settle_addresses(found)
         return {**found, **allocate(hosts, entry_cidrs, taken, previous)}
+
+    def _settle_addresses(self, allocated: Mapping[str, tuple[IPAddress, ...]]) -> None:
+        """Find out whose addresses entries name that are not theirs alone."""
+        owners: dict[IPAddress, str] = {}
+        for key, addresses in allocated.items():
+            owners.update(dict.fromkeys(addresses, f"Service {key}"))
+        named = [(f"Service {item.meta.key}", item.cluster_ips) for item in self._objects.services]
+        named += [
+            (f"ServiceEntry {item.meta.key}", item.addresses) for item in self._objects.entries
+        ]
+        for key, addresses in named:
+            taken = next((item for item in addresses if item in owners), None)
+            if taken is not None:
+                self._contested[key] = f"{taken} belongs to {owners[taken]}"
+            for address in addresses:
+                owners.setdefault(address, key)
 
     # --- what is served ----------------------------------------------------------------------
 
@@ -179,27 +214,32 @@ class ServiceCatalog:
         self, service: ServiceResource, allocated: tuple[IPAddress, ...]
     ) -> ServedResource:
         namespace = self._objects.namespaces.get(service.meta.namespace)
+        canonical = f"Service {service.meta.key}" not in self._contested
         served: ServedResource = self._memory.remember(
             "Service",
             service.meta.key,
-            (service, namespace, self._mesh, *allocated),
+            (service, namespace, self._mesh, canonical, *allocated),
             lambda: _resource(
-                render_service(service, allocated, self._annotations(namespace), self._mesh)
+                render_service(
+                    service, allocated, self._annotations(namespace), self._mesh,
+                    canonical=canonical,
+                )
             ),
-        )
+        )  # fmt: skip
         return served
 
     def _serve_host(self, item: _Host, allocated: tuple[IPAddress, ...]) -> ServedResource:
         entry = item.entry
         namespace = self._objects.namespaces.get(entry.meta.namespace)
+        canonical = item.canonical and f"ServiceEntry {entry.meta.key}" not in self._contested
         served: ServedResource = self._memory.remember(
             "ServiceEntry",
             allocation_key(entry, item.host),
-            (entry, namespace, self._mesh, item.canonical, *allocated),
+            (entry, namespace, self._mesh, canonical, *allocated),
             lambda: _resource(
                 render_host(
                     entry, item.host, allocated, self._annotations(namespace), self._mesh,
-                    canonical=item.canonical,
+                    canonical=canonical,
                 )
             ),
         )  # fmt: skip

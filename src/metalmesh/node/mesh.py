@@ -94,10 +94,14 @@ class NodeMesh:
         return routes
 
     def virtual_ports(self) -> Iterator[VirtualPort]:
-        """Every port of every virtual address; of services that share one, the first by name."""
+        """Every port of every virtual address; of services that share one, the canonical one.
+
+        Else the first by name.
+        """
         taken: set[tuple[IPAddress, int]] = set()
-        for key in sorted(self.state.services):
-            service = self.state.services[key]
+        services = self.state.services.values()
+        for service in sorted(services, key=lambda item: (not item.canonical, item.key)):
+            key = service.key
             if not _is_kubernetes_service(service):
                 continue
             for vip in service.vips:

@@ -89,6 +89,8 @@ def render_service(
     allocated: Iterable[IPAddress],
     namespace_annotations: Mapping[str, str],
     options: MeshOptions,
+    *,
+    canonical: bool = True,
 ) -> Service:
     """A Service with its addresses; ``allocated`` are those it did not ask for itself."""
     addresses = service.cluster_ips or tuple(
@@ -107,7 +109,7 @@ def render_service(
         port_names=port_names(service.ports),
         load_balancing=_load_balancing(service, namespace_annotations, options),
         ip_families=_families(service, addresses),
-        canonical=True,
+        canonical=canonical,
         private=_private(service.meta),
     )
 

@@ -116,20 +116,23 @@ class MeshState:
         """The service a client of ``namespace`` reaches at this very virtual address."""
         keys = self._by_vip.get((network, address), ())
         visible = [s for s in map(self.services.__getitem__, keys) if _visible(s, namespace)]
-        return max(visible, key=lambda s: (s.namespace == namespace, s.canonical), default=None)
+        # the last resort is the name, so that every node decides alike
+        return min(
+            visible, key=lambda s: (s.namespace != namespace, not s.canonical, s.key), default=None
+        )
 
     def service_in_range(self, network: str, address: IPAddress, namespace: str) -> Service | None:
         """The service that a client of ``namespace`` reaches by one of its virtual ranges."""
         found = [
-            ((service.namespace == namespace, vip.cidr.prefixlen, service.canonical), service)
-            for service in self._ranged.values()
+            (service.namespace != namespace, -vip.cidr.prefixlen, not service.canonical, name)
+            for name, service in self._ranged.items()
             for vip in service.cidr_vips
             if vip.network == network
             and vip.cidr.version == address.version
             and address in vip.cidr
             and _visible(service, namespace)
         ]
-        return max(found, key=lambda item: item[0])[1] if found else None
+        return self._ranged[min(found)[-1]] if found else None
 
     def workload_named(self, namespace: str, name: str, service_account: str) -> Workload | None:
         """The workload that the node agent describes by these names."""

@@ -98,6 +98,29 @@ def test_oldest_service_entry_is_canonical_and_owns_the_name_in_its_namespace(
     }
 
 
+def test_nobody_takes_an_address_from_clients_of_other_namespaces(admit_files: Any) -> None:
+    """A Service's, whether chosen or allocated, and an older ServiceEntry's."""
+    files = {"s.yaml": service("s", "clusterIP: 10.96.1.1"), "t.yaml": service("t")}
+    first = compute(admit_files(files).objects, OPTIONS)
+    (address, _) = vips(served(first)["demo/t.demo.svc.cluster.local"])
+    addresses = ("10.96.1.1", address, "192.0.2.1", "192.0.2.1")
+    for day, (name, theirs) in enumerate(zip("abcd", addresses, strict=True), 1):
+        spec = f"hosts: [{name}.example], resolution: STATIC, addresses: [{theirs}]"
+        created = f"2026-01-0{day}T00:00:00Z"
+        files[f"{name}.yaml"] = service_entry(name, spec, namespace="evil", created=created)
+    files["u.yaml"] = service("u", f"clusterIP: {address}").replace("demo", "evil")
+    found = compute(admit_files(files).objects, OPTIONS, Computation(vips=first.vips))
+    services = served(found)
+    assert not services["evil/u.evil.svc.cluster.local"].canonical
+    assert found.conditions["Service evil/u"][0].reason == "AddressConflict"
+    assert services["demo/t.demo.svc.cluster.local"].canonical
+    canonical = {name: services[f"evil/{name}.example"].canonical for name in "abcd"}
+    assert canonical == {"a": False, "b": False, "c": True, "d": False}
+    reasons = [found.conditions[f"ServiceEntry evil/{name}"][0].reason for name in "abcd"]
+    assert reasons == ["AddressConflict", "AddressConflict", "Accepted", "AddressConflict"]
+    assert vips(services["demo/t.demo.svc.cluster.local"])[0] == address
+
+
 def test_allocated_addresses_are_of_both_families_and_stay(admit_files: Any) -> None:
     """Across a restart (the saved addresses are all that is left) and beside newcomers."""
     files = {"a.yaml": service_entry("a", STATIC), "s.yaml": service("s")}

@@ -88,6 +88,8 @@ def test_unhealthy_endpoints_stay_when_the_service_says_so():
 def test_of_services_with_one_address_and_port_the_first_by_name_serves():
     rival = replace(ECHO, namespace="aaa", hostname="echo.aaa.svc.cluster.local")
     assert {port.service for port in mesh(ECHO, rival).virtual_ports()} == {rival.key}
+    canonical = replace(ECHO, canonical=True)
+    assert {port.service for port in mesh(canonical, rival).virtual_ports()} == {KEY}
 
 
 def test_addresses_of_service_entries_stay_reachable_around_the_mesh():

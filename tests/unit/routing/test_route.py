@@ -192,6 +192,13 @@ def test_service_of_the_clients_namespace_wins() -> None:
     assert state.service_at("", VIP, "hidden") == hidden
 
 
+def test_ties_are_settled_alike_everywhere() -> None:
+    """Whatever arrived first."""
+    one, two = (service(namespace=name, hostname=f"{name}.example") for name in ("one", "two"))
+    assert mesh(one, two).service_at("", VIP, "jobs") == one
+    assert mesh(two, one).service_at("", VIP, "jobs") == one
+
+
 def test_longest_range_serves_addresses_without_service_of_their_own() -> None:
     wide = service(
         hostname="wide", vips=(), cidr_vips=(NetworkCidr("", ip_network("10.96.0.0/16")),)

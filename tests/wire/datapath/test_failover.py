@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 
 from metalmesh.model.authorization import Action, Authorization, Match, PolicyScope
 from metalmesh.ztunnel import messages as m
 from tests.support import tcp_apps as apps
 from tests.support.data_worker import Pair
+from tests.support.peers import HboneServer
 from tests.support.waits import WAITS, wait_until
 
 PORT, CLOSED, SILENT = 8080, 8999, 8998
@@ -128,6 +132,34 @@ def test_silent_endpoint_costs_a_part_of_the_connect_timeout(pair: Pair) -> None
         assert works(pair)
     line = pair.source.log_line("connection attempt failed")
     assert "connection timed out: no answer within 3.3 s" in line
+
+
+class Mute(HboneServer):
+    """Speaks TLS and HTTP/2, and answers no request."""
+
+    @staticmethod
+    def _talk(peer: ssl.SSLSocket) -> None:
+        connection = H2Connection(H2Configuration(client_side=False))
+        connection.initiate_connection()
+        peer.sendall(connection.data_to_send())
+        while data := peer.recv(65536):
+            connection.receive_data(data)
+            peer.sendall(connection.data_to_send())
+
+
+def test_endpoint_that_answers_no_connect_is_left_in_time(pair: Pair) -> None:
+    """A machine that died behind an open tunnel looks like that, until its PING is missed."""
+    address = pair.server.addresses[0]
+    context = pair.ca.leaf(pair.server.identity).context(ssl.PROTOCOL_TLS_SERVER)
+    listener = pair.server.where.do(lambda: socket.create_server(("0.0.0.0", PORT + 1)))
+    mute = pair.server.endpoint(PORT, address=f"{address}:{PORT + 1}", weight=FIRST)
+    offer(pair, mute, pair.server.endpoint(PORT))
+    with Mute(listener, context), apps.tcp_app(pair.server.where, PORT, apps.echo) as callers:
+        assert works(pair)
+        pair.source.send(m.RemoveWorkload(uid=pair.client.uid))  # closes its tunnels
+    assert len(callers) == 1
+    line = pair.source.log_line("connection attempt failed", f"dst.addr={address}:{PORT + 1}")
+    assert "no answer within 3.3 s" in line
 
 
 def test_policy_is_not_asked_twice(pair: Pair) -> None:
