@@ -26,6 +26,7 @@ def object_status(
         {
             "object": key,
             "source": item.source,
+            "created": item.created,
             # in force, though possibly in an older version than the file holds
             "inForce": True,
             "outdated": key in admission.outdated,

@@ -10,7 +10,7 @@ from metalmesh.constants import (
     TYPE_AUTHORIZATION,
     TYPE_NETWORK_POLICY,
 )
-from metalmesh.model.resources import PeerAuthentication, WorkloadEntry
+from metalmesh.model.resources import AuthorizationPolicy, PeerAuthentication, WorkloadEntry
 from metalmesh.policy.peer_authentication import effective_policy
 from metalmesh.policy.world import World
 from metalmesh.render.wds import workload_uid
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from metalmesh.controlplane.compute import Computation, ComputeOptions
-    from metalmesh.controlplane.snapshot import AcceptedObject, Snapshot
+    from metalmesh.controlplane.snapshot import AcceptedObject, Condition, Snapshot
 
 
 def mesh_state(snapshot: Snapshot) -> MeshState:
@@ -63,10 +63,24 @@ def make_world(
         policy = effective_policy(peers, root, entry.meta.namespace, entry.labels)
         if policy is not None:
             deciding[workload_uid(entry, options.mesh)] = f"PeerAuthentication {policy.meta.key}"
+    doubtful = {
+        key: (item.resource, reasons)
+        for key, item in objects.items()
+        if isinstance(item.resource, AuthorizationPolicy)
+        and (reasons := _reservations(computation.conditions.get(key, ())))
+    }
     return World(
         state=mesh_state(computation.snapshot),
         origins=computation.origins,
         peer_authentications=deciding,
+        reservations={
+            workload_uid(entry, options.mesh): tuple(
+                (key, reasons)
+                for key, (policy, reasons) in doubtful.items()
+                if _is_meant(policy, entry, root)
+            )
+            for entry in (entries if doubtful else ())
+        },
         netns={workload_uid(entry, options.mesh): entry.netns for entry in entries},
         bypassing=frozenset(
             workload_uid(entry, options.mesh)
@@ -74,3 +88,17 @@ def make_world(
             if entry.meta.annotations.get(ANNOTATION_BYPASS_INBOUND) == "true"
         ),
     )
+
+
+def _reservations(conditions: tuple[Condition, ...]) -> str:
+    """Why a policy does not do what is written in it; "" when it does."""
+    return "; ".join(
+        item.message for item in conditions if not item.status or item.reason == "UnsupportedValue"
+    )
+
+
+def _is_meant(policy: AuthorizationPolicy, entry: WorkloadEntry, root: str) -> bool:
+    """Whether a policy is for a workload, were it enforced."""
+    if policy.meta.namespace not in (entry.meta.namespace, root):
+        return False
+    return policy.selector is None or policy.selector.matches(entry.labels)

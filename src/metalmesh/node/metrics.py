@@ -17,7 +17,7 @@ class NodeMetrics:
         self.spec_errors = gauge(
             "metalmesh_node_workload_spec_errors", "Workload files that cannot be used"
         )
-        self.ztunnels = gauge("metalmesh_node_ztunnels", "Ztunnels connected over ZDS")
+        self.ztunnels = gauge("ztunnel_connected", "Ztunnels connected over ZDS")
         self.zds_requests = counter(
             "metalmesh_node_zds_requests_total", "ZDS requests by their end", ("result",)
         )

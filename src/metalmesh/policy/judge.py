@@ -138,6 +138,10 @@ class Judge:
                 Step(hop="authorization", effect=Effect.STOP, text=text, object=missing[0])
             )
             return False
+        for policy, reason in self._world.reservations.get(destination.uid, ()):
+            self.steps.append(
+                Step(hop="authorization", effect=Effect.NOTE, text=reason, object=policy)
+            )
         port = PORT_HBONE if leg.waypoint else leg.port
         identity = leg.source.identity if leg.tunneled else None
         connection = l4.Connection(leg.source_ip, leg.address, port, identity)

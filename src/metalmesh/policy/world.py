@@ -26,6 +26,9 @@ class World:
     origins: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     #: uid to the PeerAuthentication that sets the workload's mode
     peer_authentications: Mapping[str, str] = field(default_factory=dict)
+    #: uid to the AuthorizationPolicies meant for it that are not enforced as they are written:
+    #: object id and reason
+    reservations: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     #: uid to the workload's network namespace on its node
     netns: Mapping[str, str] = field(default_factory=dict)
     #: uids whose inbound plaintext is not captured

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,7 @@ def test_get_lists_and_shows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run("apply", "-f", "-", stdin=f"{NAMESPACE}---\n{POLICY}")
     entry = {
         "object": "AuthorizationPolicy demo/deny", "source": "f", "inForce": True,
+        "created": (datetime.now(UTC) - timedelta(hours=3)).isoformat(),
         "outdated": False, "errors": [], "conditions": [
             {"type": "ZtunnelAccepted", "status": "True", "reason": "Accepted", "message": "m"}
         ],
@@ -148,10 +150,10 @@ def test_get_lists_and_shows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "fetch", lambda *_: json.dumps({"objects": [entry]}))
     header, row = run("get", "authorizationpolicies", "-n", "demo")[1].splitlines()
     assert header.split() == ["NAME", "ACTION", "AGE"]
-    assert row.split() == ["deny", "DENY", "<unknown>"]
+    assert row.split() == ["deny", "DENY", "3h"]
     header, row = run("get", "ap", "-A", "-o", "wide")[1].splitlines()
     assert header.split() == ["NAMESPACE", "NAME", "ACTION", "SELECTOR", "AGE", "STATUS"]
-    assert row.split() == ["demo", "deny", "DENY", "<none>", "<unknown>", "Accepted"]
+    assert row.split() == ["demo", "deny", "DENY", "<none>", "3h", "Accepted"]
     shown = json.loads(run("get", "ap", "deny", "-n", "demo", "-o", "json")[1])
     assert shown["status"]["conditions"][0]["type"] == "ZtunnelAccepted"
     assert yaml.safe_load(run("get", "ns", "-o", "yaml")[1])["items"][0]["kind"] == "Namespace"

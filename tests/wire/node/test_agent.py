@@ -173,10 +173,12 @@ def test_newest_ztunnel_gets_additions_and_all_get_removals(node):
         assert new.receive()[0] == AddWorkload(workload.uid, "w", node.unique, "w")
         new.acknowledge()
         assert old.is_silent()
+        assert node.metric("ztunnel_connected") == 2
         new.close()
         # the one that remains learns what it missed
         assert old.receive()[0] == AddWorkload(workload.uid, "w", node.unique, "w")
         old.acknowledge()
+        wait_until(lambda: node.metric("ztunnel_connected") == 1, WAITS["metric"])
         node.down("w")
         assert old.receive()[0] == DelWorkload(workload.uid)
 
