@@ -1,4 +1,4 @@
-"""``python -m tests.chaos reloads|kills``: faults under mixed load, counted.
+"""``python -m tests.chaos reloads|kills|control-plane-down``: faults under load, counted.
 
 Needs a converged lab (LAB_NAME or ``default``). Results go to a JSON file and a table; the exit
 status is 1 when something was lost that must not be.
@@ -14,13 +14,17 @@ from pathlib import Path
 
 from lab.driver import Lab
 from lab.driver.errors import LabError
-from tests.chaos import kills, reloads
+from tests.chaos import control_plane_down, kills, reloads
 from tests.chaos.report import Report
 from tests.lab.cast import playing
 from tests.support.machines import Machines
 from tests.support.mesh import Mesh
 
-SCENARIOS = {"reloads": reloads.run, "kills": kills.run}
+SCENARIOS = {
+    "reloads": reloads.run,
+    "kills": kills.run,
+    "control-plane-down": control_plane_down.run,
+}
 
 
 def main() -> int:
@@ -28,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("scenario", choices=sorted(SCENARIOS))
     parser.add_argument("--rounds", type=int, default=10, help="how often (default: 10)")
+    parser.add_argument("--minutes", type=int, default=10, help="of the outage (default: 10)")
     parser.add_argument("--output", type=Path, help="JSON file (default: artifacts/chaos-….json)")
     args = parser.parse_args()
     try:
@@ -38,7 +43,8 @@ def main() -> int:
     try:
         mesh = Mesh(machines)
         with playing(mesh) as cast:
-            SCENARIOS[args.scenario](mesh, cast, args.rounds, report)
+            amount = args.minutes if args.scenario == "control-plane-down" else args.rounds
+            SCENARIOS[args.scenario](mesh, cast, amount, report)
     finally:
         machines.close()
     path = args.output or Path("artifacts") / f"chaos-{args.scenario}.json"

@@ -292,6 +292,21 @@ def test_sigterm_lets_connections_finish(stage: Stage, pair: Pair) -> None:
     assert any("STOPPING=1" in text for text in stage.systemd.heard)
 
 
+def test_sigterm_ends_connections_at_the_deadline(stage: Stage, pair: Pair) -> None:
+    one, two = pair
+    stage.settings["stop_deadline_seconds"] = 0
+    with echo_app(two.netns, PORT):
+        assert stage.reload() == 0
+        stage.snapshot(one, two)
+        with one.netns.connect(two.netns.address, PORT) as connection:
+            connection.sendall(b"a")
+            assert connection.recv(1) == b"a"
+            stage.stop()
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+    stage.wait_log("error", "connection closed due to connection drain")
+
+
 def test_systemd_is_told_of_readiness_and_fed(stage: Stage, pair: Pair) -> None:
     del pair
     assert stage.systemd.heard[0].startswith("READY=1")

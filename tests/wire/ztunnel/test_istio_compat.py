@@ -213,3 +213,7 @@ def test_plaintext_has_no_trust_domain(stage: Stage) -> None:
             what="plaintext refused",
         )
         assert reachable(one, two)
+    stage.wait_log(
+        "error=",
+        "connection closed due to policy rejection: allow policies exist, but none allowed",
+    )
