@@ -141,6 +141,9 @@ class Incumbent:
             log.error("reload failed, this process goes on", {"pid": pid, "error": reason})
             channel.close()
             return
+        except asyncio.CancelledError:  # we stop: so does the successor
+            channel.close()
+            raise
         self.channel, self._pid = channel, pid
         self._estate.leave()
 
