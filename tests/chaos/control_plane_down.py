@@ -8,8 +8,10 @@ node reboots: its keys were in memory only.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tests.chaos.report import Report
 from tests.lab.cast import APP_PORT, Cast
@@ -94,13 +96,17 @@ def _asks_anew(mesh: Mesh, cast: Cast) -> bool:
 def _reboot(mesh: Mesh, cast: Cast, report: Report) -> None:
     """The node comes back without keys: it carries nothing, and above all nothing in clear."""
     node, marker = cast.client.node, new_marker()
-    with capture(mesh.machines.link("node2"), f"host {cast.server.address}") as recording:
-        node.disconnect()
-        mesh.machines.lab.reboot([node.name])
-        wait_until(lambda: _netns_is_there(cast), WAITS["boot"], what="workloads after the boot")
-        answer = ask(cast.client.netns, cast.server.address, APP_PORT, marker)
+    with tempfile.TemporaryDirectory() as directory:
+        link = mesh.machines.link("node2")
+        path = Path(directory)
+        with capture(link, f"host {cast.server.address}", directory=path) as recording:
+            node.disconnect()
+            mesh.machines.lab.reboot([node.name])
+            wait_until(lambda: _netns_is_there(cast), WAITS["boot"], what="back after the boot")
+            answer = ask(cast.client.netns, cast.server.address, APP_PORT, marker)
+        leaked = recording.plaintext_contains(marker)
     report.expect(answer == b"", "nothing is carried without keys")
-    report.expect(not recording.plaintext_contains(marker), "nothing crosses the wire in clear")
+    report.expect(not leaked, "nothing crosses the wire in clear")
 
 
 def _netns_is_there(cast: Cast) -> bool:
