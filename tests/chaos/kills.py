@@ -9,7 +9,7 @@ from tests.chaos.report import Report
 from tests.lab.cast import APP_PORT, Cast
 from tests.support.machines import Machine
 from tests.support.mesh import ZTUNNEL, Mesh, Workload
-from tests.support.mixed_load import SHORT_CLIENTS, MixedLoad, Outcome
+from tests.support.mixed_load import SHORT_CLIENTS, TRANSFERS, MixedLoad, Outcome
 from tests.support.waits import WAITS, wait_until
 
 RECOVERY_BOUND_SECONDS = 1.0
@@ -94,8 +94,8 @@ def _judge(report: Report, outcome: Outcome, held: int, **about: Any) -> None:
             "longest request s": outcome.longest_request_seconds,
         }
     )
-    # short requests come and go between the count and the kill
-    allowed = held + SHORT_CLIENTS if victim == "worker" else 0
+    # what every client was about to begin comes on top of what was counted
+    allowed = held + SHORT_CLIENTS + TRANSFERS if victim == "worker" else 0
     report.expect(lost <= allowed, f"only the {held} streams of the dead worker: {lost} lost")
     refused = any("Refused" in text for text in outcome.failures)
     report.expect(not refused, "no connection is refused")

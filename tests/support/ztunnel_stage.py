@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import secrets
@@ -236,10 +237,11 @@ class Stage(Node):
         config = self.directory / "ztunnel.yaml"
         config.write_text(yaml.safe_dump(self.settings))
         names = ":".join(name for name, _ in self.systemd.stored)
-        fds = [fd for _, fd in self.systemd.stored]
+        # out of the way of the numbers they are moved to
+        fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 1000) for _, fd in self.systemd.stored]
         # a shell puts the descriptors to 3, 4, ... and execs: its pid is then the ztunnel's
         moves = " ".join(f"{number}<&{fd}" for number, fd in enumerate(fds, 3))
-        closes = " ".join(f"{fd}<&-" for fd in fds if fd >= 3 + len(fds))
+        closes = " ".join(f"{fd}<&-" for fd in fds)
         script = f'export LISTEN_PID=$$; exec "$@" {moves} {closes}'
         command = [sys.executable, "-m", "metalmesh.cli.main", "ztunnel", "run"]
         environ = {
@@ -258,6 +260,8 @@ class Stage(Node):
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
+        for fd in fds:
+            os.close(fd)
 
     def reload(self) -> int:
         """``ExecReload`` of the unit; its exit status. The log has what it complained about."""

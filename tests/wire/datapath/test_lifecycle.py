@@ -191,6 +191,24 @@ def test_drain_lets_open_connections_finish(pair: Pair) -> None:
     assert "internal error" not in pair.source.log() + pair.destination.log()
 
 
+def test_drain_serves_who_is_in_the_handshake() -> None:
+    """A reload must not cost the requests that wait for a connection that is just being made."""
+    with captured_pair() as pair:
+        pair.route(APP_PORT)
+        pair.destination.silent.add(m.NeedCertificate)
+        with (
+            apps.tcp_app(pair.server.where, APP_PORT, apps.echo),
+            pair.client.where.connect(pair.server.addresses[0], APP_PORT) as sock,
+        ):
+            sock.settimeout(WAITS["traffic"].seconds)
+            sock.sendall(b"x")
+            identity = pair.destination.wait_for(m.NeedCertificate).identity
+            pair.destination.send(m.Drain(deadline_seconds=20))
+            pair.destination.give_certificate(identity, pair.destination.certificates[identity])
+            assert sock.recv(1) == b"x"
+        pair.destination.wait_for(m.Drained)
+
+
 def test_drain_ends_at_its_deadline(pair: Pair) -> None:
     """What has not finished by then is reset."""
     with (

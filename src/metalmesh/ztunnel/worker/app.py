@@ -236,8 +236,9 @@ class Worker:
             self._check_drained(_DRAIN_POLL_SECONDS[0])
 
     def _check_drained(self, pause: float) -> None:
+        # connections that still wait for a route or a certificate are no flows yet
         idle = not self._context.recorder.flows and not any(
-            server.inbound for server in self._servers.values()
+            server.inbound or server.outbound or server.plain for server in self._servers.values()
         )
         assert self._drain_until is not None
         left = self._drain_until - self._loop.now

@@ -48,6 +48,7 @@ class InboundConnection(TlsConnection):
 
     __slots__ = (
         "_credentials",
+        "_established",
         "_parties",
         "_server",
         "_source_ip",
@@ -66,6 +67,8 @@ class InboundConnection(TlsConnection):
         self._source_ip = ip_address(ip)
         self.identity: SpiffeId | None = None
         self.retiring = False
+        #: the client's SETTINGS have come: both handshakes are over
+        self._established = False
         self._credentials: Credentials | None = None
         self._subjects: dict[str, Connection] = {}
         #: source labels by baggage header, for the few that one peer sends
@@ -131,6 +134,9 @@ class InboundConnection(TlsConnection):
     def on_settings(self) -> None:
         """The client speaks HTTP/2."""
         self._server.context.handshakes.discard(self)
+        self._established = True
+        if self.retiring:
+            self.drain()
 
     # --- requests
     def on_request(self, stream_id: int, fields: dict[str, str], ended: bool) -> None:
@@ -202,11 +208,12 @@ class InboundConnection(TlsConnection):
             self.finish()
 
     def retire(self) -> None:
-        """Graceful end: GOAWAY, then streams finish, then close."""
+        """Graceful end: GOAWAY, then streams finish, then close.
+
+        A client in its handshake has requests waiting for it; it hears of the end afterwards.
+        """
         self.retiring = True
-        if self.handshaking:
-            self.lose("connection closed due to connection drain")
-        else:
+        if self._established:
             self.drain()
 
     def on_lost(self, error: str, loss: Loss) -> None:
