@@ -148,6 +148,7 @@ class _Run:
                 workloads=self._entries,
                 namespaces=self._namespaces,
                 places=self._places,
+                healthy=lambda entry: not self._illness(entry),
             ),
             options.mesh,
             self._memory,

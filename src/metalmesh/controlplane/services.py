@@ -31,7 +31,7 @@ from metalmesh.render.wds import NOWHERE, render_service, service_backend, servi
 from metalmesh.xds.wds import address_aliases, address_name, encode_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from metalmesh.controlplane.memory import Memory
     from metalmesh.model.authorization import IPNetwork
@@ -53,6 +53,8 @@ class ServiceObjects:
     namespaces: Mapping[str, Namespace]
     #: node name to where the machine is
     places: Mapping[str, Locality]
+    #: whether its node finds a workload well
+    healthy: Callable[[WorkloadEntry], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,13 +268,16 @@ class ServiceCatalog:
         ]
         meant = {place: known[place] for place in places if place in known}
         namespaces = [self._objects.namespaces.get(item.meta.namespace) for item in meant.values()]
+        well = [self._objects.healthy(item) for item in meant.values()]
         localities = [self._objects.places.get(item.node, NOWHERE) for item in meant.values()]
 
         def make() -> tuple[ServedResource, ...]:
             found = {
-                place: KnownWorkload(item, namespace.labels if namespace else _NO_LABELS, locality)
-                for (place, item), namespace, locality in zip(
-                    meant.items(), namespaces, localities, strict=True
+                place: KnownWorkload(
+                    item, namespace.labels if namespace else _NO_LABELS, locality, healthy
+                )
+                for (place, item), namespace, locality, healthy in zip(
+                    meant.items(), namespaces, localities, well, strict=True
                 )
             }
             hosts = [item.host for item in items]
@@ -280,7 +285,7 @@ class ServiceCatalog:
 
         inputs = (
             *(entry, self._mesh, *(item.host for item in items)),
-            *(*meant.values(), *namespaces, *localities),
+            *(*meant.values(), *namespaces, *localities, *well),
         )
         served: tuple[ServedResource, ...] = self._memory.remember(
             "endpoints of", entry.meta.key, inputs, make

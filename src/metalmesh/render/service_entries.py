@@ -96,6 +96,7 @@ class KnownWorkload:
     entry: WorkloadEntry
     namespace_labels: Mapping[str, str]
     node_locality: Locality
+    healthy: bool = True
 
 
 def render_endpoints(
@@ -162,6 +163,7 @@ def _endpoint(
         canonical_revision=canonical_revision,
         cluster_id=options.cluster_id,
         locality=locality,
+        healthy=known is None or known.healthy,
         capacity=endpoint.weight,
         services=MappingProxyType({host_key(entry, host): ports for host in hosts}),
     )

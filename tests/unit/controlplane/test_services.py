@@ -183,6 +183,9 @@ def test_inline_endpoint_at_a_workload_of_the_mesh_is_that_workload(admit_files:
     one = compute(first.objects, OPTIONS)
     assert served(one)[uid].protocol is TunnelProtocol.HBONE
     assert served(one)[uid].service_account == "a"
+    ill = {"node1": {"Kubernetes/networking.istio.io/WorkloadEntry/demo/a": "probe failed"}}
+    assert served(one)[uid].healthy
+    assert not served(compute(first.objects, OPTIONS, one, ill))[uid].healthy
     two = compute(admit_files({"e.yaml": files["e.yaml"]}, first).objects, OPTIONS, one)
     assert served(two)[uid].protocol is TunnelProtocol.NONE
 
