@@ -10,7 +10,7 @@ JOBS ?= 2
 TEST_LAB := test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab lab-down rebuild site verify lint unit wire molecule lab-test test bench scale
+.PHONY: help setup lab lab-down rebuild site verify lint unit wire molecule lab-test test bench scale fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r verb text; do printf '  make %-9s %s\n' "$$verb" "$$text"; done
@@ -72,3 +72,6 @@ bench: ## throughput, requests, connections and memory beside Envoy, on this mac
 scale: ## control plane and ztunnel at up to 10 000 workloads, and 10 000 open connections
 	python -m tests.scale
 	python -m tests.scale.connections
+
+fuzz: ## every parser under a coverage-guided fuzzer, half a minute each
+	python -m tests.fuzz

@@ -334,7 +334,7 @@ def _network_cidr(entry: _Fields) -> NetworkCidr:
     )
 
 
-def _service_key(text: str) -> str:
-    if "/" not in text:
+def _service_key(text: object) -> str:
+    if not isinstance(text, str) or "/" not in text:
         raise ValueError(f"services: {text!r} must be NAMESPACE/HOSTNAME")
     return text

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 VERBS = (
     *("help", "setup", "lab", "lab-down", "rebuild", "site", "verify"),
-    *("lint", "unit", "wire", "molecule", "test", "bench", "scale"),
+    *("lint", "unit", "wire", "molecule", "test", "bench", "scale", "fuzz"),
 )
 
 

@@ -257,6 +257,14 @@ def test_removed_workload_is_closed_at_once(pair: Pair) -> None:
         assert not works(pair)
 
 
+def test_removed_workload_tells_its_peers(pair: Pair) -> None:
+    """GOAWAY comes before the end, though the namespace may be gone already (ztunnel#1191)."""
+    with apps.tcp_app(pair.server.where, APP_PORT, apps.echo), hbone_client(pair) as client:
+        assert client.connect(f"{pair.server.addresses[0]}:{APP_PORT}")[1] == "200"
+        pair.destination.send(m.RemoveWorkload(uid=pair.server.uid))
+        assert client.wait_goaway() == 0
+
+
 def test_killed_worker_resets_and_another_takes_over(pair: Pair) -> None:
     """Death of the other side is an error, never an end of data; the pool starts afresh."""
     with (

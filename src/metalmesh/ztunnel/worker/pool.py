@@ -208,7 +208,7 @@ class Pool:
         self._closed = True
         for shelf in list(self._shelves.values()):
             for connection in [*shelf.ready, *([shelf.connecting] if shelf.connecting else [])]:
-                connection.lose("workload removed")
+                connection.dismiss("workload removed")
             self._fail_waiting(shelf, "workload removed", CONNECT)
 
 

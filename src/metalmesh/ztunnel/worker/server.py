@@ -184,7 +184,7 @@ class WorkloadServer:
         for plain in list(self.plain):
             plain.abort(error)
         for connection in list(self.inbound):
-            connection.lose(error)
+            connection.dismiss(error)
         self.pool.close()
         self.context.netns.forget(self.workload.netns_fd)
         os.close(self.workload.netns_fd)

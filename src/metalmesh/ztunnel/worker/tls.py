@@ -310,6 +310,13 @@ class TlsConnection(Mux):
         self.flush()
         self.lose(REVOKED, Loss.REVOKED)
 
+    def dismiss(self, error: str) -> None:
+        """End at once, with streams open, but tell the peer not to come back here."""
+        if not self.closed and not self.handshaking:
+            self.say_goodbye(None)
+            self.flush()
+        self.lose(error)
+
     def lose(self, error: str, loss: Loss = Loss.ENDED) -> None:
         """The connection is over, for whatever reason; every stream is reset."""
         if self.closed:
