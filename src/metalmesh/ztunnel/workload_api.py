@@ -30,7 +30,7 @@ SECURITY_HEADER: Final = "workload.spiffe.io"
 _SO_NETNS_COOKIE: Final = 71
 _SOCKET_MODE: Final = 0o666
 _DIRECTORY_MODE: Final = 0o755
-#: connections in all, and of one workload
+#: connections in all, and of one workload; those of nobody count as one's
 MAX_CONNECTIONS: Final = 1024
 MAX_CONNECTIONS_EACH: Final = 64
 _READ_BYTES: Final = 16 * 1024
@@ -87,7 +87,7 @@ class WorkloadApi:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session = _Session(self, writer)
-        same = sum(other.cookie == session.cookie for other in self._sessions)
+        same = sum(other.group == session.group for other in self._sessions)
         if len(self._sessions) >= MAX_CONNECTIONS or same >= MAX_CONNECTIONS_EACH:
             writer.close()
             return
@@ -129,6 +129,7 @@ class _Session:
         self._api = api
         self.writer = writer
         self.cookie = netns_cookie(sock)
+        self.group = self.cookie if api.identity_of(self.cookie) else 0
         #: for the log only; where the decision comes from see above
         size = struct.calcsize("3i")
         self._credentials = struct.unpack(
