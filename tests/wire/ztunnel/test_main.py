@@ -242,3 +242,12 @@ def test_metrics_have_istios_names(stage: Stage, pair: Pair) -> None:
     ):
         assert sample in text, f"{sample} is missing in\n{text}"
     assert stage.get(PORT_METRICS, "/stats/prometheus")[0] == 200
+
+
+def test_a_lost_control_plane_is_counted(stage: Stage, pair: Pair) -> None:
+    """By reason, as ztunnel does; nothing is counted while the stream lives."""
+    del pair
+    name = "istio_xds_connection_terminations_total{reason="
+    assert name not in stage.metrics()
+    stage.plane.stop()
+    wait_until(lambda: name in stage.metrics(), WAITS["metric"], what="the end of the stream")
