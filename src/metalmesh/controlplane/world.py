@@ -10,6 +10,7 @@ from metalmesh.constants import (
     TYPE_AUTHORIZATION,
     TYPE_NETWORK_POLICY,
 )
+from metalmesh.model.compat import Deviation
 from metalmesh.model.resources import AuthorizationPolicy, PeerAuthentication, WorkloadEntry
 from metalmesh.policy.peer_authentication import effective_policy
 from metalmesh.policy.world import World
@@ -71,6 +72,8 @@ def make_world(
     }
     return World(
         state=mesh_state(computation.snapshot),
+        inner_enforcement=Deviation.NETWORK_POLICY_PORTS not in options.compat,
+        missing_skipped=Deviation.MISSING_POLICY in options.compat,
         origins=computation.origins,
         peer_authentications=deciding,
         reservations={

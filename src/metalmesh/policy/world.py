@@ -35,6 +35,8 @@ class World:
     bypassing: frozenset[str] = frozenset()
     #: NetworkPolicy holds inside of HBONE, too
     inner_enforcement: bool = True
+    #: a policy that is listed and not known is skipped, as by Istio
+    missing_skipped: bool = False
 
     def origin(self, key: str, index: int) -> int:
         """The user's index of a rule."""

@@ -272,6 +272,19 @@ def test_a_resource_that_is_not_in_force_is_said(
     assert "AuthorizationPolicy demo/deny: spec.action" in err
 
 
+def test_istios_ways_are_explained_where_they_are_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``istio_compat`` of the control plane: NetworkPolicy is not asked inside of HBONE."""
+    config = tmp_path / "controlplane.yaml.txt"
+    (tmp_path / "mesh.yaml").write_text(MESH + ENTRIES + OTHER_INNER)
+    words = ["why", "demo/sleep", ONE, "--resources", str(tmp_path / "mesh.yaml")]
+    for compat, status in (("[network_policy_ports]", 0), ("[]", 3)):
+        config.write_text(f"component: controlplane\nserver_names: [cp1]\nistio_compat: {compat}\n")
+        assert main([*words, "--config", str(config)]) == status
+    capsys.readouterr()
+
+
 TEXT = """\
 demo/sleep -> echo:80: ALLOWED
 
