@@ -88,3 +88,25 @@ def test_every_number_of_the_mesh_in_defaults_is_checked() -> None:
         if key.endswith("_port") and isinstance(value, int)
     }
     assert ports <= set(REPEATED)
+
+
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
+
+
+def compatibility_rows() -> list[list[str]]:
+    """Rows of the feature tables, without their heads."""
+    rows = tables((ROOT / "docs/reference/compatibility.md").read_text())
+    return [row for row in rows if row[0] not in ("feature", "---")]
+
+
+def test_every_feature_names_a_test_that_exists() -> None:
+    """No row without a test, no test that is gone."""
+    rows = compatibility_rows()
+    assert len(rows) > 50
+    for row in rows:
+        named = NAMED_TEST.findall(row[3])
+        assert len(row) == 4, row[0]
+        assert named, row[0]
+        for file, name in named:
+            text = (ROOT / file).read_text()
+            assert re.search(rf"^def {name}\(", text, re.MULTILINE), f"{file}::{name}"
