@@ -173,13 +173,14 @@ class Incumbent:
         """Last act of the incumbent: make the successor the unit's main process."""
         assert self.channel is not None
         self._bequeath(self.channel)
-        for worker in workers:
+        living = [worker for worker in workers if not worker.channel.closed]
+        for worker in living:  # the others had nothing to finish and have exited meanwhile
             name = f"worker-{worker.pid}"
             self.channel.send(messages.Inherit(name=name), [worker.channel.fileno()])
         self._notifier.send({"MAINPID": str(self._pid)})
         self.channel.send(messages.TakeOver())
         await _flush(self.channel)
-        log.info("handed over", {"pid": self._pid, "workers": len(workers)})
+        log.info("handed over", {"pid": self._pid, "workers": len(living)})
         self.channel.close()
 
 
