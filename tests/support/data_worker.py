@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ from tests.support.peers import HboneClient
 from tests.support.pki import CertificateAuthority, Credentials
 from tests.support.waits import WAITS, Wait, wait_until
 
+PING_SECONDS = 5.0
 READY = Wait(10.0, "a Python process starts and imports; the machine may be busy")
 
 
@@ -105,10 +107,15 @@ class FakeMain:
             self._channel.send(message, fds)
 
     def _serve(self) -> None:
+        ping_at = time.monotonic()
         while not self._channel.closed:
-            ready, _, _ = select.select([self._channel, self._wake], [], [])
+            timeout = max(0.0, ping_at - time.monotonic())
+            ready, _, _ = select.select([self._channel, self._wake], [], [], timeout)
             if self._wake in ready:
                 return
+            if time.monotonic() >= ping_at:  # a worker that hears nothing leaves
+                ping_at = time.monotonic() + PING_SECONDS
+                self.send(m.Ping(request_id=0))
             with self._lock:
                 messages = [] if self._channel.closed else self._channel.receive()
             for message, _fds in messages:
