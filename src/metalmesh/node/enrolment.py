@@ -138,9 +138,7 @@ class Enrolment:
     def refresh(self) -> None:
         """Read specs and records again; declare a job per netns that is up."""
         try:
-            if not self._state.netns_dir.is_dir():
-                raise StoreError(f"{self._state.netns_dir} has vanished; restart metalmesh-node")
-            records = self._state.records()
+            records = self._state.records(must_exist=True)
             running = {name: (record.uid,) for name, record in records.items()}
             specs = load_directory(
                 self._config.workloads_dir,

@@ -52,7 +52,8 @@ class NodeNetwork:
             except StoreError as error:
                 log.error("policies are in force but cannot be saved", {"error": str(error)})
         with self._state.locked():
-            return ensure_policy_table(self._state, self._state.records().values(), received)
+            records = self._state.records(must_exist=True)
+            return ensure_policy_table(self._state, records.values(), received)
 
     def ensure_services(
         self, ports: Sequence[VirtualPort], hairpins: Sequence[IPAddress]

@@ -76,10 +76,22 @@ class NodeState:
             yield
 
     # --- namespaces that are up ------------------------------------------------------------
-    def records(self) -> dict[str, NetnsRecord]:
-        """Every netns that is up, by name."""
+    def records(self, *, must_exist: bool = False) -> dict[str, NetnsRecord]:
+        """Every netns that is up, by name.
+
+        Without the directory none ever was up; with ``must_exist`` that raises :class:`StoreError`
+        (the agent made it, and must not take its loss for workloads that went down).
+        """
+        try:
+            files = sorted(self.netns_dir.iterdir())
+        except FileNotFoundError as error:
+            if must_exist:
+                raise StoreError(
+                    f"{self.netns_dir} has vanished; restart metalmesh-node"
+                ) from error
+            return {}
         found = {}
-        for path in sorted(self.netns_dir.glob("*.json")):
+        for path in (file for file in files if file.suffix == ".json"):
             data = _read(path)
             if data is not None:
                 data["addresses"] = tuple(data["addresses"])

@@ -57,6 +57,14 @@ def test_record_comes_back_as_it_was_and_goes(state):
     assert state.records() == {}
 
 
+def test_records_that_never_were_differ_from_records_that_vanished(state):
+    assert state.records() == {}
+    state.write_record(RECORD)
+    state.netns_dir.rename(state.netns_dir.with_name("taken"))
+    with pytest.raises(StoreError, match="has vanished; restart metalmesh-node"):
+        state.records(must_exist=True)
+
+
 def test_policies_survive_in_the_state_directory_alone(state, tmp_path):
     assert state.load_policies() is None
     saved = PolicyState((POLICY,), frozenset({"K/w"}))
