@@ -31,6 +31,8 @@ from metalmesh.model.authorization import (
     StringMatch,
 )
 from tests.bench import envoy, load
+from tests.bench.interpreter import describe, node_python
+from tests.bench.server import http_server
 from tests.support.data_worker import capture_traffic, captured_pair
 from tests.support.netns import Netns, netns_pair
 from tests.support.pki import CertificateAuthority
@@ -60,6 +62,8 @@ class Measure:
     unit: str
     take: Callable[[Side, int], float]
     less: bool = False
+    #: what a measurement of some seconds moves or serves, in GB or thousands; 0: nothing
+    work: Callable[[float, int], float] = lambda value, seconds: value * seconds / 1000
 
 
 def _bulk(streams: int, *, down: bool) -> Callable[[Side, int], float]:
@@ -74,18 +78,37 @@ def _rate(connections: int, *, close: bool = False) -> Callable[[Side, int], flo
     )
 
 
+def _latency(side: Side, seconds: int) -> float:
+    return load.median_latency(side.client, side.server, HTTP, per_second=1000, seconds=seconds)
+
+
+def _gigabytes(gigabits_per_second: float, seconds: int) -> float:
+    return gigabits_per_second * seconds / 8
+
+
 MEASURES = (
     Measure(
-        "memory after load", "MB PSS", lambda side, _: load.pss_megabytes(side.pids), less=True
+        "memory after load",
+        "MB PSS",
+        lambda side, _: load.pss_megabytes(side.pids),
+        less=True,
+        work=lambda *_: 0.0,
     ),
-    Measure("throughput up, 1 stream", "Gb/s", _bulk(1, down=False)),
-    Measure("throughput down, 1 stream", "Gb/s", _bulk(1, down=True)),
-    Measure("throughput up, 8 streams", "Gb/s", _bulk(8, down=False)),
-    Measure("throughput down, 8 streams", "Gb/s", _bulk(8, down=True)),
+    Measure("throughput up, 1 stream", "Gb/s", _bulk(1, down=False), work=_gigabytes),
+    Measure("throughput down, 1 stream", "Gb/s", _bulk(1, down=True), work=_gigabytes),
+    Measure("throughput up, 8 streams", "Gb/s", _bulk(8, down=False), work=_gigabytes),
+    Measure("throughput down, 8 streams", "Gb/s", _bulk(8, down=True), work=_gigabytes),
     Measure("requests, 1 connection", "1/s", _rate(1)),
     Measure("requests, 16 connections", "1/s", _rate(16)),
     Measure("requests, 64 connections", "1/s", _rate(64)),
     Measure("new connections", "1/s", _rate(16, close=True)),
+    Measure(
+        "median latency, 1000 requests/s",
+        "µs",
+        _latency,
+        less=True,
+        work=lambda _, seconds: seconds,
+    ),
 )
 
 
@@ -96,8 +119,7 @@ def applications(where: Netns, directory: Path, name: str) -> Iterator[None]:
         "iperf3", "-s", "-p", str(BULK), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        config = envoy.application_config(where.address, HTTP)
-        with envoy.envoy(where, directory, f"app-{name}", config):
+        with http_server(where, directory / f"app-{name}", HTTP):
             for port in (BULK, HTTP):
                 wait_until(lambda port=port: _answers(where, port), WAITS["traffic"])
             yield
@@ -115,9 +137,9 @@ def _answers(where: Netns, port: int, address: str = "") -> bool:
 
 
 @contextlib.contextmanager
-def our_side(directory: Path) -> Iterator[Side]:
+def our_side(directory: Path, python: str) -> Iterator[Side]:
     """Captured workloads with a policy that admits the client by name."""
-    with captured_pair() as pair, applications(pair.server.where, directory, "ours"):
+    with captured_pair(python=python) as pair, applications(pair.server.where, directory, "ours"):
         for port in (BULK, HTTP):
             pair.route(port)
         principal = StringMatch(MatchKind.EXACT, pair.client.identity.removeprefix("spiffe://"))
@@ -179,9 +201,9 @@ def summarize(rows: list[Row], measures: list[Measure], seconds: int) -> list[Ro
         row: Row = {"measure": item.name, "unit": item.unit, "metalmesh": ours, "envoy": theirs}
         row["ratio"] = _ratio(rows, item)
         for side, value in (("metalmesh", ours), ("envoy", theirs)):
-            # gigabytes moved, or thousands of requests served
-            work = value * seconds * (1 / 8 if item.unit == "Gb/s" else 1e-3)
-            row[f"{side}_cpu"] = _median(rows, item.name, side, "cpu") / work * 1000
+            work = item.work(value, seconds)
+            cpu = _median(rows, item.name, side, "cpu")
+            row[f"{side}_cpu"] = cpu / work * 1000 if work else 0.0
         table.append(row)
     return table
 
@@ -207,6 +229,7 @@ def show(table: list[Row]) -> None:
     print("|---|---|---|---|---|---|")
     for row in table:
         cost = "{metalmesh_cpu:.0f} against {envoy_cpu:.0f}".format(**row)
+        cost = cost if row["envoy_cpu"] else "-"
         figures = "{metalmesh:.4g} | {envoy:.4g} | {ratio:.2f}".format(**row)
         print(f"| {row['measure']} | {row['unit']} | {figures} | {cost} |")
 
@@ -217,22 +240,32 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=2, help="length of one measurement")
     parser.add_argument("--only", default="", help="measures whose name contains this")
+    parser.add_argument("--release", default="trixie", help="Debian release whose Python is used")
+    parser.add_argument("--python", default="", help="another Python for our data workers")
     parser.add_argument("--json", default="", help="write rows and table to this file")
     options = parser.parse_args()
-    missing = [name for name in ("iperf3", "wrk", "nft", "ip") if not shutil.which(name)]
+    missing = [name for name in ("iperf3", "nginx", "wrk", "nft", "ip") if not shutil.which(name)]
     if missing or os.geteuid() != 0:
         parser.error(f"needs root and these commands: {', '.join(missing) or 'all found'}")
     measures = [item for item in MEASURES if options.only in item.name]
     with tempfile.TemporaryDirectory(prefix="mm-bench-") as path, contextlib.ExitStack() as stack:
         directory = Path(path)
-        sides = [stack.enter_context(side(directory)) for side in (our_side, envoy_side)]
+        python = options.python or node_python(options.release, directory)
+        peers = f"data workers: Python {describe(python)}; {envoy.version()}"
+        print(peers, file=sys.stderr)
+        sides = [
+            stack.enter_context(our_side(directory, python)),
+            stack.enter_context(envoy_side(directory)),
+        ]
         for side in sides:  # warm up: first connections, first certificates
             load.requests(side.client, side.server, HTTP, connections=2, seconds=1)
         rows = measure(sides, measures, options.rounds, options.seconds)
     table = summarize(rows, measures, options.seconds)
+    print(f"\n{peers}")
     show(table)
     if options.json:
-        Path(options.json).write_text(json.dumps({"rows": rows, "table": table}, indent=1))
+        result = {"peers": peers, "rows": rows, "table": table}
+        Path(options.json).write_text(json.dumps(result, indent=1))
     slow = [row["measure"] for row in table if row["ratio"] < TARGET]
     if slow:
         print(f"below {TARGET} x Envoy: {', '.join(slow)}")

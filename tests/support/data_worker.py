@@ -271,7 +271,7 @@ class Pair:
 
 
 @contextlib.contextmanager
-def captured_pair(*, log_level: str = "info") -> Iterator[Pair]:
+def captured_pair(*, log_level: str = "info", python: str = sys.executable) -> Iterator[Pair]:
     """A client and a server workload with redirection, certificates and open policies."""
     ca = CertificateAuthority()
     with contextlib.ExitStack() as stack:
@@ -289,7 +289,7 @@ def captured_pair(*, log_level: str = "info") -> Iterator[Pair]:
         mains = []
         for member in members:
             capture_traffic(member.where)
-            main = stack.enter_context(FakeMain(log_level=log_level))
+            main = stack.enter_context(FakeMain(log_level=log_level, python=python))
             main.certificates[member.identity] = ca.leaf(member.identity)
             main.sources.update({item.addresses[0]: item.labels for item in members})
             main.add(member)
