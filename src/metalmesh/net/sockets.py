@@ -22,10 +22,8 @@ from metalmesh.errors import NetworkError
 SO_MARK: Final = 36
 SO_ORIGINAL_DST: Final = 80  # same number for IPv4 and IPv6 (linux/netfilter_ipv4.h, _ipv6.h)
 IP_TRANSPARENT: Final = 19
-IP_FREEBIND: Final = 15
 IP_BIND_ADDRESS_NO_PORT: Final = 24
 IPV6_TRANSPARENT: Final = 75
-IPV6_FREEBIND: Final = 78
 
 LISTEN_BACKLOG: Final = 1024
 #: idle seconds, seconds between probes, probes
@@ -122,10 +120,8 @@ def set_transparent(sock: socket.SocketType) -> None:
     """Let the socket use an address that is not ours (CAP_NET_ADMIN or CAP_NET_RAW)."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
-        sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
 
 
 def accept(listener: socket.socket) -> tuple[socket.SocketType, str, int] | None:
