@@ -24,6 +24,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "delete": ("delete", "take objects out of the store"),
     "describe": ("describe", "show an object and what the control plane thinks of it"),
     "get": ("get", "list objects of the store"),
+    "netpol": ("netpol", "explain, check, show NetworkPolicies"),
     "node": ("node", "run the node agent; make or remove a workload's netns"),
     "probe": ("probe", "open a connection from a workload, for `why --probe`"),
     "proxy-status": ("proxy_status", "show who follows the control plane, and how far"),
@@ -39,8 +40,8 @@ ALIASES: Final = {"ps": "proxy-status", "zc": "ztunnel-config"}
 #: verbs that can be run on another machine of the inventory (metalmesh.cli.remote)
 REMOTE: Final = frozenset(
     (
-        *("analyze", "apply", "delete", "describe", "get", "proxy-status", "version", "why"),
-        "ztunnel-config",
+        *("analyze", "apply", "delete", "describe", "get", "netpol", "proxy-status", "version"),
+        *("why", "ztunnel-config"),
     )
 )
 

@@ -5,13 +5,10 @@ Codes ``IST0...`` are istioctl's; those that Istio has no code for are ``MM0...`
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from metalmesh.constants import PORT_HBONE
-from metalmesh.model.network_policy import Protocol
 from metalmesh.model.resources import (
     AuthorizationPolicy,
     PeerAuthentication,
@@ -19,7 +16,7 @@ from metalmesh.model.resources import (
     ServiceResource,
     WorkloadEntry,
 )
-from metalmesh.model.workload import TunnelProtocol
+from metalmesh.policy.netpol_lint import lint_network_policies
 from metalmesh.policy.peer_authentication import selects_workloads
 from metalmesh.render.wds import service_hostname
 
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 
     from metalmesh.controlplane.compute import ComputeOptions
     from metalmesh.controlplane.snapshot import AcceptedObject, Admission, Condition
-    from metalmesh.model.network_policy import CompiledNetworkPolicy
     from metalmesh.model.resources import Resource
     from metalmesh.model.resources.meta import LabelSelector
     from metalmesh.policy.world import World
@@ -194,33 +190,9 @@ class _Run:
                 yield self._message("MM0003", item.id, text)
 
     def network_policies(self) -> Iterator[Message]:
-        """Captured workloads whose policies admit something, but not what the mesh uses."""
-        by_uid: dict[str, list[CompiledNetworkPolicy]] = defaultdict(list)
-        for policy in self._world.state.network_policies.values():
-            if policy.ingress:
-                for selected in policy.selected:
-                    by_uid[selected.uid].append(policy)
-        found: dict[str, list[str]] = defaultdict(list)
-        for uid, policies in sorted(by_uid.items()):
-            workload = self._world.state.workloads.get(uid)
-            if workload is None or workload.protocol is not TunnelProtocol.HBONE:
-                continue
-            rules = [rule for policy in policies for rule in policy.ingress_rules]
-            open_to = [
-                rule
-                for rule in rules
-                if rule.ports is None
-                or any(port.admits(Protocol.TCP, PORT_HBONE) for port in rule.ports)
-            ]
-            if rules and not open_to:
-                for policy in policies:
-                    found[f"NetworkPolicy {policy.key}"].append(workload.name)
-        for key, names in sorted(found.items()):
-            text = (
-                f"admits ports, but not TCP {PORT_HBONE}, through which the mesh reaches "
-                f"{', '.join(names)}; add it"
-            )
-            yield self._message("MM0002", key, text)
+        """Rules for captured workloads that forget the mesh's own port."""
+        for finding in lint_network_policies(self._world):
+            yield self._message("MM0002", f"NetworkPolicy {finding.policy}", finding.text)
 
     def _message(self, code: str, key: str, text: str) -> Message:
         return Message(code=code, object=key, source=self._objects[key].source, text=text)

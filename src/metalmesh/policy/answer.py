@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from metalmesh.policy.judge import Refusal
+
 
 class Outcome(Enum):
     """What becomes of a connection."""
@@ -67,6 +69,8 @@ class Path:
     target: str
     outcome: Outcome
     steps: tuple[Step, ...]
+    #: what NetworkPolicies do not admit; not part of the JSON-able form
+    refusals: tuple[Refusal, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form."""
@@ -94,6 +98,8 @@ class Answer:
     outcome: Outcome
     steps: tuple[Step, ...]
     paths: tuple[Path, ...] = ()
+    #: of a connection that leaves the mesh, as :attr:`Path.refusals`
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def deciding(self) -> Step | None:

@@ -36,6 +36,7 @@ class Leg:
     tunneled: bool
     #: the endpoint is a waypoint, which decides what comes after it
     waypoint: bool = False
+    protocol: Protocol = Protocol.TCP
 
     @property
     def wire_port(self) -> int:
@@ -43,20 +44,43 @@ class Leg:
         return PORT_HBONE if self.tunneled else self.port
 
 
-class Judge:
-    """What policies say of one leg."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """What no rule of the NetworkPolicies of a workload admits."""
 
-    def __init__(self, world: World, leg: Leg) -> None:
+    #: ``ingress`` or ``egress`` of the isolated workload
+    direction: str
+    workload: Workload
+    #: the other side: the workload, if it is one of the mesh, and its address
+    peer: Workload | None
+    address: IPAddress
+    protocol: Protocol
+    port: int
+    #: keys of the policies that isolate the workload
+    policies: tuple[str, ...]
+
+
+class Judge:
+    """What policies say of one leg; with ``network_only`` just NetworkPolicy, to the last check."""
+
+    def __init__(self, world: World, leg: Leg, *, network_only: bool = False) -> None:
         self._world = world
         self._leg = leg
+        self._network_only = network_only
         self._policies = [item for _, item in sorted(world.state.network_policies.items())]
         self.steps: list[Step] = []
+        self.refusals: list[Refusal] = []
 
     def judge(self) -> Outcome:
         """Ask in the order of the way; stop at the first refusal."""
         leg = self._leg
         if leg.address is None:
             self._note("resolve", "the endpoint is a hostname: policies by address cannot be told")
+        elif self._network_only:
+            self._wire()
+            self._inside()
+            if self.refusals:
+                return Outcome.DENIED
         elif not (self._wire() and self._arrival()):
             return Outcome.DENIED
         if leg.waypoint:
@@ -64,45 +88,72 @@ class Judge:
         return Outcome.ALLOWED if leg.tunneled else Outcome.PLAINTEXT
 
     def _wire(self) -> bool:
-        """NetworkPolicy where packets are forwarded; nobody is kept from himself."""
+        """NetworkPolicy where packets are forwarded."""
         leg = self._leg
         assert leg.address is not None
-        if leg.address in leg.source.addresses:
-            return True
         port = leg.wire_port
-        egress = network_policy.evaluate_egress(
-            self._policies, leg.source.uid, leg.address, Protocol.TCP, port
+        verdict = network_policy.evaluate_egress(
+            self._policies, leg.source.uid, leg.address, leg.protocol, port
         )
-        if not self._network("egress", port, egress):
+        if not self._network("egress", port, verdict) and not self._network_only:
             return False
-        return leg.destination is None or self._ingress("ingress", port)
+        return self._ingress("ingress", port)
+
+    def _inside(self) -> bool:
+        """NetworkPolicy at the destination's ztunnel, on the port inside of the tunnel."""
+        leg = self._leg
+        if leg.tunneled and self._world.inner_enforcement and not leg.waypoint:
+            return self._ingress("inside HBONE", leg.port)
+        return True
 
     def _ingress(self, hop: str, port: int) -> bool:
         leg = self._leg
-        assert leg.destination is not None
-        if leg.source_ip is None:
+        if leg.destination is None or leg.source_ip is None:
             return True
         verdict = network_policy.evaluate_ingress(
-            self._policies, leg.destination.uid, leg.source_ip, Protocol.TCP, port
+            self._policies, leg.destination.uid, leg.source_ip, leg.protocol, port
         )
         return self._network(hop, port, verdict)
 
     def _network(self, hop: str, port: int, verdict: network_policy.Verdict) -> bool:
         if not verdict.policy:
             return True
-        names = ", ".join(f"NetworkPolicy {key}" for key in verdict.policy.split(", "))
+        keys = tuple(verdict.policy.split(", "))
+        names = ", ".join(f"NetworkPolicy {key}" for key in keys)
+        protocol = self._leg.protocol
         text = verdict.message
         rule = -1
         if verdict.allowed:
             rule = self._world.origin(f"{names} {verdict.direction}", verdict.rule)
-            text = f"{verdict.direction} admits tcp/{port}"
-        elif port == PORT_HBONE:
-            text += "; admit TCP port 15008, through which the mesh's traffic goes"
+            text = f"{verdict.direction} admits {protocol.value.lower()}/{port}"
+        else:
+            self.refusals.append(self._refusal(verdict.direction, port, keys))
+            if self._leg.tunneled and port == PORT_HBONE:
+                text += "; admit TCP port 15008, through which the mesh's traffic goes"
         effect = Effect.OK if verdict.allowed else Effect.STOP
         self.steps.append(
             Step(hop=f"{hop} {port}", effect=effect, text=text, object=names, rule=rule)
         )
         return verdict.allowed
+
+    def _refusal(self, direction: str, port: int, keys: tuple[str, ...]) -> Refusal:
+        leg = self._leg
+        outward = direction == "egress"
+        workload, peer = leg.source, leg.destination
+        address = leg.address if outward else leg.source_ip
+        assert address is not None
+        if not outward:
+            assert leg.destination is not None
+            workload, peer = leg.destination, leg.source if leg.source.uid else None
+        return Refusal(
+            direction=direction,
+            workload=workload,
+            peer=peer,
+            address=address,
+            protocol=leg.protocol,
+            port=port,
+            policies=keys,
+        )
 
     def _arrival(self) -> bool:
         """The destination's ztunnel, if it has one that sees the connection."""
@@ -121,11 +172,7 @@ class Judge:
             return True
         if not leg.tunneled:
             self._note("inbound", "it arrives as plaintext, with no identity")
-        if not self._authorize(destination):
-            return False
-        if leg.tunneled and self._world.inner_enforcement and not leg.waypoint:
-            return self._ingress("inside HBONE", leg.port)
-        return True
+        return self._authorize(destination) and self._inside()
 
     def _authorize(self, destination: Workload) -> bool:
         leg = self._leg

@@ -75,11 +75,10 @@ def evaluate_ingress(
     port: int,
 ) -> Verdict:
     """Decide a connection from ``source`` to ``port`` of the workload ``uid``."""
-    isolating = [
-        (policy.key, policy.ingress_rules)
-        for policy in policies
-        if policy.ingress and _selects(policy, uid)
-    ]
+    selecting = [policy for policy in policies if policy.ingress and _selects(policy, uid)]
+    isolating = [(policy.key, policy.ingress_rules) for policy in selecting]
+    if _is_itself(selecting, uid, source):
+        return _OPEN
     return _decide("ingress", isolating, uid, source, protocol, port)
 
 
@@ -91,16 +90,23 @@ def evaluate_egress(
     port: int,
 ) -> Verdict:
     """Decide a connection of the workload ``uid`` to ``port`` of ``destination``."""
-    isolating = [
-        (policy.key, policy.egress_rules)
-        for policy in policies
-        if policy.egress and _selects(policy, uid)
-    ]
+    selecting = [policy for policy in policies if policy.egress and _selects(policy, uid)]
+    isolating = [(policy.key, policy.egress_rules) for policy in selecting]
+    if _is_itself(selecting, uid, destination):
+        return _OPEN
     return _decide("egress", isolating, uid, destination, protocol, port)
 
 
 def _selects(policy: CompiledNetworkPolicy, uid: str) -> bool:
     return any(item.uid == uid for item in policy.selected)
+
+
+def _is_itself(selecting: Iterable[CompiledNetworkPolicy], uid: str, peer: IPAddress) -> bool:
+    """Kubernetes keeps nobody from himself; through a service's address he meets his own policy."""
+    own = _canonical(peer)
+    return any(
+        own in item.addresses for policy in selecting for item in policy.selected if item.uid == uid
+    )
 
 
 def _decide(

@@ -12,8 +12,10 @@ ztunnel and the node agent use, in the order in which a connection meets them:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from metalmesh.model.network_policy import Protocol
 from metalmesh.model.workload import TunnelProtocol
 from metalmesh.policy.answer import Answer, Effect, Outcome, Path, Step
 from metalmesh.policy.judge import Judge, Leg
@@ -23,11 +25,22 @@ from metalmesh.routing.route import RouteKind, find_route, socket_text
 
 if TYPE_CHECKING:
     from metalmesh.model.workload import IPAddress, Workload
+    from metalmesh.policy.judge import Refusal
     from metalmesh.routing.route import Hop
 
 
-def explain(world: World, source: Workload, target: Target) -> Answer:
-    """Explain a connection of ``source`` to ``target``."""
+def explain(
+    world: World,
+    source: Workload,
+    target: Target,
+    *,
+    protocol: Protocol = Protocol.TCP,
+    network_only: bool = False,
+) -> Answer:
+    """Explain a connection of ``source`` to ``target``.
+
+    ``network_only``: as if nothing but NetworkPolicies decided, and with all that they refuse.
+    """
     addresses = _asked(world, source, target)
     if not addresses:
         text = f"no healthy upstream: {target.text} has no address and no endpoint"
@@ -36,13 +49,18 @@ def explain(world: World, source: Workload, target: Target) -> Answer:
     steps: list[Step] = []
     paths: list[Path] = []
     outcomes: list[Outcome] = []
+    refusals: list[Refusal] = []
     for address, port in addresses:
-        found = _Question(world, source, target, address, port)
+        found = _Question(
+            world, source, target, address, port, protocol=protocol, network_only=network_only
+        )
         outcomes.append(found.explain())
         steps += [step for step in found.steps if step not in steps]
         paths += found.paths
+        refusals += found.refusals
     asked = socket_text(*addresses[0])
-    return _answer(world, source, target, asked, steps, paths, _overall(outcomes))
+    answer = _answer(world, source, target, asked, steps, paths, _overall(outcomes))
+    return replace(answer, refusals=tuple(refusals))
 
 
 def _asked(world: World, source: Workload, target: Target) -> list[tuple[IPAddress, int]]:
@@ -95,18 +113,33 @@ class _Question:
     """A connection to one address."""
 
     def __init__(
-        self, world: World, source: Workload, target: Target, address: IPAddress, port: int
+        self,
+        world: World,
+        source: Workload,
+        target: Target,
+        address: IPAddress,
+        port: int,
+        *,
+        protocol: Protocol,
+        network_only: bool,
     ) -> None:
         self._world = world
         self._source = source
         self._target = target
         self._address = address
         self._port = port
+        self._protocol = protocol
+        self._network_only = network_only
         self.steps: list[Step] = []
         self.paths: list[Path] = []
+        #: of a connection that leaves the mesh
+        self.refusals: list[Refusal] = []
 
     def explain(self) -> Outcome:
         """Fill steps and paths; return the outcome."""
+        if self._protocol is not Protocol.TCP:
+            self._note("outbound", f"{self._protocol.value} is not captured: it goes as it is")
+            return self._unrouted()
         if self._source.protocol is TunnelProtocol.HBONE:
             self._note("outbound", f"the ztunnel of {self._where(self._source)} takes it")
             return self._routed()
@@ -206,18 +239,21 @@ class _Question:
             port=port,
             tunneled=tunneled,
             waypoint=waypoint,
+            protocol=self._protocol,
         )
 
     def _passed_through(self) -> Outcome:
-        judge = Judge(self._world, self._leg(None, self._address, self._port, tunneled=False))
+        leg = self._leg(None, self._address, self._port, tunneled=False)
+        judge = Judge(self._world, leg, network_only=self._network_only)
         outcome = judge.judge()
         self.steps += judge.steps
+        self.refusals += judge.refusals
         return Outcome.PASSED_THROUGH if outcome is Outcome.PLAINTEXT else outcome
 
     def _judge_all(self, legs: list[Leg]) -> Outcome:
         outcomes = []
         for leg in legs:
-            judge = Judge(self._world, leg)
+            judge = Judge(self._world, leg, network_only=self._network_only)
             outcome = judge.judge()
             outcomes.append(outcome)
             assert leg.destination is not None
@@ -230,6 +266,7 @@ class _Question:
                     target=socket_text(leg.address, leg.port) if leg.address else "",
                     outcome=outcome,
                     steps=tuple(judge.steps),
+                    refusals=tuple(judge.refusals),
                 )
             )
         return _overall(outcomes)

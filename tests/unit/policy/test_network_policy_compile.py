@@ -61,7 +61,7 @@ def _compile(spec: str, namespace: str = "a") -> CompiledNetworkPolicy:
 
 
 def _sources(spec: str, destination: str = "a/web", port: int = 80) -> set[str]:
-    """Who may reach ``port`` of the destination."""
+    """Who may reach ``port`` of the destination; it reaches itself whatever the policies say."""
     policy = _compile(spec)
     to = TARGETS[destination]
     return {
@@ -74,7 +74,7 @@ def _sources(spec: str, destination: str = "a/web", port: int = 80) -> set[str]:
             TCP,
             port,
         ).allowed
-    }
+    } - {destination}
 
 
 ALL = set(TARGETS)
@@ -108,12 +108,22 @@ PEERS = [
 
 @pytest.mark.parametrize("case", PEERS, ids=[row[0][:90] for row in PEERS])
 def test_peers(case: tuple[str, set[str]]) -> None:
-    assert _sources(case[0]) == case[1]
+    assert _sources(case[0]) == case[1] - {"a/web"}
 
 
 def test_selected_workloads_carry_every_address() -> None:
     (selected,) = _compile("podSelector: {matchLabels: {app: db}}").selected
     assert (selected.uid, selected.addresses) == ("a/db", (IP("10.0.0.2"), IP("fd00::2")))
+
+
+def test_nobody_is_kept_from_himself() -> None:
+    """Kubernetes, "Network Policies": a pod cannot block access to itself."""
+    policy = _compile("podSelector: {}\npolicyTypes: [Ingress, Egress]")
+    for address in TARGETS["a/web"].addresses:
+        own = Endpoint(address, "a/web")
+        assert evaluate([policy], own, own, TCP, 80).allowed
+    other = Endpoint(TARGETS["a/db"].addresses[0], "a/db")
+    assert not evaluate([policy], other, own, TCP, 80).allowed
 
 
 def test_second_family_of_a_peer_is_admitted_too() -> None:
@@ -124,16 +134,16 @@ def test_second_family_of_a_peer_is_admitted_too() -> None:
 
 def test_named_port_of_ingress_is_the_selected_workloads() -> None:
     spec = "podSelector: {}\ningress: [{ports: [{port: http}]}]"
-    assert _sources(spec, "a/web", 8080) == ALL
+    assert _sources(spec, "a/web", 8080) == ALL - {"a/web"}
     assert _sources(spec, "a/web", 9090) == set()
-    assert _sources(spec, "a/db", 9090) == ALL
+    assert _sources(spec, "a/db", 9090) == ALL - {"a/db"}
     assert _sources(spec, "a/db", 8080) == set()
 
 
 def test_named_and_numbered_ports_stand_side_by_side() -> None:
     spec = "podSelector: {}\ningress: [{ports: [{port: http}, {port: 22}]}]"
-    assert _sources(spec, "a/db", 22) == ALL
-    assert _sources(spec, "a/db", 9090) == ALL
+    assert _sources(spec, "a/db", 22) == ALL - {"a/db"}
+    assert _sources(spec, "a/db", 9090) == ALL - {"a/db"}
     assert _sources(spec, "a/db", 80) == set()
 
 
@@ -163,12 +173,12 @@ def _destinations(spec: str, port: int) -> set[str]:
             TCP,
             port,
         ).allowed
-    }
+    } - {"a/web"}
 
 
 def test_named_port_of_egress_is_the_peers() -> None:
     spec = "podSelector: {}\npolicyTypes: [Egress]\negress: [{ports: [{port: http}]}]"
-    assert _destinations(spec, 8080) == {"a/web", "b/web"}
+    assert _destinations(spec, 8080) == {"b/web"}
     assert _destinations(spec, 9090) == {"a/db"}
 
 
@@ -177,7 +187,7 @@ def test_named_port_of_egress_within_a_block_and_a_selector() -> None:
         "podSelector: {}\npolicyTypes: [Egress]\negress: [{to: [%s], ports: [{port: http}]}]"
     )  # fmt: skip
     assert _destinations(spec % "{ipBlock: {cidr: 10.0.0.3/32}}", 8080) == {"b/web"}
-    assert _destinations(spec % "{podSelector: {}}", 8080) == {"a/web"}
+    assert _destinations(spec % "{podSelector: {}}", 8080) == set()
     assert _destinations(spec % "{podSelector: {}}", 9090) == {"a/db"}
 
 
