@@ -34,12 +34,9 @@ class Fragment:
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = fields
-        self.text = " ".join(map(_plain, fields))
-
-
-def _plain(field: Field) -> str:
-    name, value, quoted = field
-    return f"{name}={_quote(value)}" if quoted else f"{name}={value}"
+        self.text = " ".join(
+            f"{name}={_quote(value) if quoted else value}" for name, value, quoted in fields
+        )
 
 
 class LogWriter:
@@ -52,6 +49,7 @@ class LogWriter:
         self._pending = b""
         self._second = -1
         self._stamp = ""
+        self._time = ""
         self._json = False
         self.threshold = LEVELS["info"]
         #: level of what policies had to say about a connection
@@ -79,17 +77,23 @@ class LogWriter:
             return
         if not self._lines:
             self._loop.at_turn_end.append(self.flush)
+            self._time = self._timestamp()  # of the turn, which is over in a moment
         if self._json:
-            body = {"level": level, "time": self._timestamp(), "scope": target, "message": message}
+            body = {"level": level, "time": self._time, "scope": target, "message": message}
             for item in fields:
                 parts = item.fields if isinstance(item, Fragment) else (item,)
                 body.update((name, value) for name, value, _ in parts)
             self._lines.append(json.dumps(body))
             return
         text = " ".join(
-            [item.text if isinstance(item, Fragment) else _plain(item) for item in fields]
+            [
+                item.text
+                if isinstance(item, Fragment)
+                else f"{item[0]}={_quote(item[1]) if item[2] else item[1]}"
+                for item in fields
+            ]
         )
-        self._lines.append(f"{self._timestamp()}\t{level}\t{target}\t{message}\t{text}")
+        self._lines.append(f"{self._time}\t{level}\t{target}\t{message}\t{text}")
 
     def _timestamp(self) -> str:
         now = time.time()
