@@ -2,8 +2,8 @@
 
 Each pair lives in two namespaces with a link between them and the same redirection in force.
 Ours enforces policy, keeps metrics, writes its access log and preserves the client's address;
-Envoy does none of these. Both share the machine's processors with the load, so absolute figures
-mean little and ratios much.
+Envoy does none of these unless ``--duties`` has it log and authorize. Both share the machine's
+processors with the load, so absolute figures mean little and ratios much.
 """
 
 from __future__ import annotations
@@ -156,9 +156,10 @@ def our_side(directory: Path, python: str) -> Iterator[Side]:
 
 
 @contextlib.contextmanager
-def envoy_side(directory: Path) -> Iterator[Side]:
-    """Envoys with static configuration."""
+def envoy_side(directory: Path, *, duties: bool) -> Iterator[Side]:
+    """Envoys with static configuration; with ``duties`` they log and authorize, as ours do."""
     ca = CertificateAuthority()
+    client = "spiffe://cluster.local/ns/test/sa/client" if duties else ""
     for name in ("client", "server"):
         identity = f"spiffe://cluster.local/ns/test/sa/{name}"
         envoy.write_credentials(directory, name, ca.leaf(identity))
@@ -167,8 +168,12 @@ def envoy_side(directory: Path) -> Iterator[Side]:
         stack.enter_context(applications(other, directory, "envoy"))
         ports = [BULK, HTTP]
         configs = (
-            (other, "dst", envoy.destination_config(directory, other.address, ports)),
-            (one, "src", envoy.source_config(directory, other.address, ports)),
+            (
+                other,
+                "dst",
+                envoy.destination_config(directory, other.address, ports, client=client),
+            ),
+            (one, "src", envoy.source_config(directory, other.address, ports, duties=duties)),
         )
         for where in (one, other):
             capture_traffic(where)
@@ -240,6 +245,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=2, help="length of one measurement")
     parser.add_argument("--only", default="", help="measures whose name contains this")
+    parser.add_argument(
+        "--duties", action="store_true", help="have Envoy, too, log connections and authorize them"
+    )
     parser.add_argument("--release", default="trixie", help="Debian release whose Python is used")
     parser.add_argument("--python", default="", help="another Python for our data workers")
     parser.add_argument("--json", default="", help="write rows and table to this file")
@@ -251,11 +259,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mm-bench-") as path, contextlib.ExitStack() as stack:
         directory = Path(path)
         python = options.python or node_python(options.release, directory)
-        peers = f"data workers: Python {describe(python)}; {envoy.version()}"
+        duties = " with access log and policy" if options.duties else ""
+        peers = f"data workers: Python {describe(python)}; {envoy.version()}{duties}"
         print(peers, file=sys.stderr)
         sides = [
             stack.enter_context(our_side(directory, python)),
-            stack.enter_context(envoy_side(directory)),
+            stack.enter_context(envoy_side(directory, duties=options.duties)),
         ]
         for side in sides:  # warm up: first connections, first certificates
             load.requests(side.client, side.server, HTTP, connections=2, seconds=1)

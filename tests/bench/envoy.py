@@ -65,7 +65,9 @@ def _filter(name: str, kind: str, **fields: Any) -> dict[str, Any]:
     return {"name": name, "typed_config": {"@type": TYPE + kind, **fields}}
 
 
-def _http(prefix: str, routes: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+def _http(
+    prefix: str, routes: list[dict[str, Any]], filters: list[dict[str, Any]], **more: Any
+) -> dict[str, Any]:
     router = _filter("router", "filters.http.router.v3.Router")
     router["name"] = "envoy.filters.http.router"
     return _filter(
@@ -73,9 +75,31 @@ def _http(prefix: str, routes: list[dict[str, Any]], **more: Any) -> dict[str, A
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=prefix,
         route_config={"virtual_hosts": routes},
-        http_filters=[router],
+        http_filters=[*filters, router],
         **more,
     )
+
+
+def _access_log(directory: Path, name: str) -> list[dict[str, Any]]:
+    """A line per connection with what our own lines say."""
+    line = (
+        "[%START_TIME%] src.addr=%DOWNSTREAM_REMOTE_ADDRESS% dst.addr=%UPSTREAM_HOST%"
+        ' src.identity="%DOWNSTREAM_PEER_URI_SAN%" dst.identity="%UPSTREAM_PEER_URI_SAN%"'
+        " bytes_sent=%BYTES_SENT% bytes_recv=%BYTES_RECEIVED% duration=%DURATION%ms"
+        " flags=%RESPONSE_FLAGS%\n"
+    )
+    kind = "access_loggers.file.v3.FileAccessLog"
+    text = {"text_format_source": {"inline_string": line}}
+    path = str(directory / f"{name}-access.log")
+    return [_filter("log", kind, path=path, log_format=text)]
+
+
+def _admit(identity: str) -> dict[str, Any]:
+    """Refuses every CONNECT but this client's."""
+    principal = {"authenticated": {"principal_name": {"exact": identity}}}
+    policy = {"permissions": [{"any": True}], "principals": [principal]}
+    rules = {"action": "ALLOW", "policies": {"client": policy}}
+    return _filter("envoy.filters.http.rbac", "filters.http.rbac.v3.RBAC", rules=rules)
 
 
 def _listener(host: str, port: int, network_filter: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -83,9 +107,15 @@ def _listener(host: str, port: int, network_filter: dict[str, Any], **more: Any)
     return {"name": f"l{port}", "address": _address(host, port), "filter_chains": [chain]}
 
 
-def source_config(directory: Path, destination: str, ports: list[int]) -> dict[str, Any]:
-    """A listener for captured connections that tunnels them to ports of the destination."""
+def source_config(
+    directory: Path, destination: str, ports: list[int], *, duties: bool = False
+) -> dict[str, Any]:
+    """A listener for captured connections that tunnels them to ports of the destination.
+
+    ``duties``: with an access log, as ours has.
+    """
     kind = "filters.network.tcp_proxy.v3.TcpProxy"
+    log = {"access_log": _access_log(directory, "src")} if duties else {}
     chains = [
         {
             "filter_chain_match": {"destination_port": port},
@@ -96,6 +126,7 @@ def source_config(directory: Path, destination: str, ports: list[int]) -> dict[s
                     stat_prefix="t",
                     cluster="hbone",
                     tunneling_config={"hostname": f"{destination}:{port}"},
+                    **log,
                 )
             ],
         }
@@ -125,8 +156,13 @@ def source_config(directory: Path, destination: str, ports: list[int]) -> dict[s
     return {"static_resources": {"listeners": [listener], "clusters": [hbone]}}
 
 
-def destination_config(directory: Path, own: str, ports: list[int]) -> dict[str, Any]:
-    """A listener that ends tunnels to local ports."""
+def destination_config(
+    directory: Path, own: str, ports: list[int], *, client: str = ""
+) -> dict[str, Any]:
+    """A listener that ends tunnels to local ports.
+
+    ``client``: with an access log and a policy that admits this identity only, as ours has.
+    """
     connect = [{"upgrade_type": "CONNECT"}]
     hosts = [
         {
@@ -148,6 +184,8 @@ def destination_config(directory: Path, own: str, ports: list[int]) -> dict[str,
     http = _http(
         "h",
         hosts,
+        [_admit(client)] if client else [],
+        **({"access_log": _access_log(directory, "dst")} if client else {}),
         codec_type="HTTP2",
         stream_idle_timeout="0s",
         upgrade_configs=connect,
