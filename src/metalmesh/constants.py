@@ -48,6 +48,10 @@ TABLE_RAW: Final = "istio-ambient-raw"
 TABLE_POLICY: Final = "metalmesh-policy"
 TABLE_SERVICES: Final = "metalmesh-services"
 
+#: capture in the machine's own namespace, where the node's tables have the other names
+TABLE_HOST_NAT: Final = "istio-ambient-host-nat"
+TABLE_HOST_MANGLE: Final = "istio-ambient-host-mangle"
+
 #: host-side veth of a workload: this and 8 hex digits of its netns name's SHA-256
 LINK_PREFIX: Final = "mmw"
 
@@ -70,6 +74,12 @@ ANNOTATION_PROBE: Final = "ambient.metalmesh.io/probe"
 ANNOTATION_NODE: Final = "ambient.metalmesh.io/node"
 #: network namespace of the workload on its node (``host`` for the machine's own).
 ANNOTATION_NETNS: Final = "ambient.metalmesh.io/netns"
+#: the value of ``ANNOTATION_NETNS`` that means the machine's own namespace
+HOST_NETNS: Final = "host"
+#: what capture leaves alone: ports and ranges, destinations
+ANNOTATION_EXCLUDE_INBOUND_PORTS: Final = "ambient.metalmesh.io/exclude-inbound-ports"
+ANNOTATION_EXCLUDE_OUTBOUND_PORTS: Final = "ambient.metalmesh.io/exclude-outbound-ports"
+ANNOTATION_EXCLUDE_OUTBOUND_CIDRS: Final = "ambient.metalmesh.io/exclude-outbound-cidrs"
 
 TYPE_ADDRESS: Final = "type.googleapis.com/istio.workload.Address"
 TYPE_AUTHORIZATION: Final = "type.googleapis.com/istio.security.Authorization"

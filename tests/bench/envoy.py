@@ -107,6 +107,18 @@ def _listener(host: str, port: int, network_filter: dict[str, Any], **more: Any)
     return {"name": f"l{port}", "address": _address(host, port), "filter_chains": [chain]}
 
 
+def _tunnel(directory: Path, authority: str, *, duties: bool) -> dict[str, Any]:
+    log = {"access_log": _access_log(directory, "src")} if duties else {}
+    return _filter(
+        "tcp",
+        "filters.network.tcp_proxy.v3.TcpProxy",
+        stat_prefix="t",
+        cluster="hbone",
+        tunneling_config={"hostname": authority},
+        **log,
+    )
+
+
 def source_config(
     directory: Path, destination: str, ports: list[int], *, duties: bool = False
 ) -> dict[str, Any]:
@@ -114,21 +126,10 @@ def source_config(
 
     ``duties``: with an access log, as ours has.
     """
-    kind = "filters.network.tcp_proxy.v3.TcpProxy"
-    log = {"access_log": _access_log(directory, "src")} if duties else {}
     chains = [
         {
             "filter_chain_match": {"destination_port": port},
-            "filters": [
-                _filter(
-                    "tcp",
-                    kind,
-                    stat_prefix="t",
-                    cluster="hbone",
-                    tunneling_config={"hostname": f"{destination}:{port}"},
-                    **log,
-                )
-            ],
+            "filters": [_tunnel(directory, f"{destination}:{port}", duties=duties)],
         }
         for port in ports
     ]

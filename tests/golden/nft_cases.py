@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
+from metalmesh.model.exclusions import Exclusions
 from metalmesh.model.network_policy import (
     CompiledNetworkPolicy,
     Peer,
@@ -16,6 +17,7 @@ from metalmesh.model.network_policy import (
 from metalmesh.render.network_policy import BoundWorkload, render_network_policy
 from metalmesh.render.probes import render_probes
 from metalmesh.render.redirection import (
+    HostScope,
     RedirectionConfig,
     render_redirection,
     render_redirection_removal,
@@ -84,6 +86,16 @@ PORTS: Final = (
 RANGES: Final = (ip_network("10.96.0.0/16"),)
 
 
+EXCLUSIONS: Final = Exclusions(
+    inbound_ports=((22, 22), (9000, 9100)),
+    outbound_ports=((25, 25),),
+    outbound_cidrs=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")),
+)
+HOST: Final = HostScope(
+    addresses=(ip_address("10.77.0.21"), ip_address("fd77::21")), proxy_group=990
+)
+
+
 def _redirection(**options: Any) -> Callable[[], str]:
     return lambda: render_redirection(RedirectionConfig(**options))
 
@@ -95,7 +107,11 @@ CASES: Final[dict[str, Callable[[], str]]] = {
     "redirection-dns-capture-ipv4-only.nft": _redirection(dns_capture=True, ipv6=False),
     "redirection-bypass-inbound.nft": _redirection(bypass_inbound=True),
     "redirection-virtual-interfaces.nft": _redirection(virtual_interfaces=("tap0", "docker0")),
+    "redirection-exclusions.nft": _redirection(exclusions=EXCLUSIONS),
+    "redirection-host.nft": _redirection(exclusions=EXCLUSIONS, host=HOST),
+    "redirection-host-ipv4-only.nft": _redirection(host=HOST, ipv6=False),
     "redirection-removal.nft": render_redirection_removal,
+    "redirection-host-removal.nft": lambda: render_redirection_removal(host=True),
     "policy-none-received.nft": lambda: render_network_policy(WORKLOADS, None),
     "policy-none.nft": lambda: render_network_policy(WORKLOADS, ()),
     "policy-mixed.nft": lambda: render_network_policy((*WORKLOADS, UNKNOWN), POLICIES),

@@ -142,7 +142,7 @@ def _list(config: NodeConfig, _: str) -> int:
             assert spec is not None
             status = "declared"
             addresses, captured = ",".join(map(str, spec.addresses)), spec.captured
-        link = record.link if record is not None else "-"
+        link = (record.link if record is not None else "") or "-"
         rows.append((name, status, link, addresses, "yes" if captured else "no"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

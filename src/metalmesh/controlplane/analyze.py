@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from metalmesh.constants import HOST_NETNS
 from metalmesh.model.resources import (
     AuthorizationPolicy,
     PeerAuthentication,
@@ -18,6 +19,7 @@ from metalmesh.model.resources import (
 )
 from metalmesh.policy.netpol_lint import lint_network_policies
 from metalmesh.policy.peer_authentication import selects_workloads
+from metalmesh.policy.world import name_of
 from metalmesh.render.wds import service_hostname
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ _LEVELS: Final = {
     "MM0002": (Level.WARNING, "NetworkPolicyWithoutHbone"),
     "MM0003": (Level.WARNING, "ConflictingPeerAuthentications"),
     "MM0004": (Level.WARNING, "StatusCondition"),
+    "MM0005": (Level.WARNING, "NetworkPolicyOnHost"),
 }
 
 
@@ -193,6 +196,16 @@ class _Run:
         """Rules for captured workloads that forget the mesh's own port."""
         for finding in lint_network_policies(self._world):
             yield self._message("MM0002", f"NetworkPolicy {finding.policy}", finding.text)
+        hosts = {uid for uid, netns in self._world.netns.items() if netns == HOST_NETNS}
+        for _, policy in sorted(self._world.state.network_policies.items()):
+            on_host = sorted(item.uid for item in policy.selected if item.uid in hosts)
+            names = ", ".join(name_of(self._world.state.workloads[uid]) for uid in on_host)
+            if names:
+                text = (
+                    f"holds inside of HBONE only for {names}: a machine's own namespace has no "
+                    "packet rules of ours"
+                )
+                yield self._message("MM0005", f"NetworkPolicy {policy.key}", text)
 
     def _message(self, code: str, key: str, text: str) -> Message:
         return Message(code=code, object=key, source=self._objects[key].source, text=text)

@@ -11,6 +11,7 @@ from metalmesh.constants import (
     TYPE_NETWORK_POLICY,
 )
 from metalmesh.model.compat import Deviation
+from metalmesh.model.exclusions import NO_EXCLUSIONS
 from metalmesh.model.resources import AuthorizationPolicy, PeerAuthentication, WorkloadEntry
 from metalmesh.policy.peer_authentication import effective_policy
 from metalmesh.policy.world import World
@@ -85,6 +86,11 @@ def make_world(
             for entry in (entries if doubtful else ())
         },
         netns={workload_uid(entry, options.mesh): entry.netns for entry in entries},
+        exclusions={
+            workload_uid(entry, options.mesh): entry.exclusions
+            for entry in entries
+            if entry.exclusions != NO_EXCLUSIONS
+        },
         bypassing=frozenset(
             workload_uid(entry, options.mesh)
             for entry in entries

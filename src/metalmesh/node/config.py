@@ -12,18 +12,32 @@ from metalmesh.constants import (
     DEFAULT_CLUSTER_ID,
     DEFAULT_TRUST_DOMAIN,
     NODE_TOKEN_PATH,
+    PORT_CONTROL_PLANE_METRICS,
+    PORT_METRICS,
     PORT_NODE_AGENT,
+    PORT_READINESS,
+    PORT_XDS,
+    PORT_ZTUNNEL_ADMIN,
     ROOT_CERT_PATH,
     WORKLOADS_DIR,
     ZDS_SOCKET,
 )
 from metalmesh.errors import ConfigError
+from metalmesh.model.exclusions import Exclusions, merge_ports, parse_networks, parse_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 COMPONENT: Final = "node"
 _DNS_ADDRESS: Final = IPv4Address("169.254.20.10")
+#: what programs of the mesh serve on the machine's own addresses
+_OWN_PORTS: Final = (
+    PORT_ZTUNNEL_ADMIN,
+    PORT_XDS,
+    PORT_CONTROL_PLANE_METRICS,
+    PORT_METRICS,
+    PORT_READINESS,
+)
 _SERVICE_CIDR: Final = IPv4Network("10.96.0.0/16")
 
 
@@ -56,6 +70,12 @@ class NodeConfig:
     service_cidr: IPv4Network = _SERVICE_CIDR
     ipv6: bool = True
     dns_capture: bool = False
+    #: what the capture of every workload leaves alone, as the workloads' own annotations say it
+    exclude_inbound_ports: str = ""
+    exclude_outbound_ports: str = ""
+    exclude_outbound_cidrs: str = ""
+    #: where sshd listens: never captured in the machine's own namespace
+    ssh_ports: str = "22"
     #: seconds; one workload is looked at per interval, and at once when the kernel reports a change
     reconcile_interval_seconds: float = 2.0
     port: int = PORT_NODE_AGENT
@@ -65,6 +85,27 @@ class NodeConfig:
     run_dir: Path = Path("/run/metalmesh/node")
     log_level: str = "info"
     log_format: str = field(default="plain")
+
+    @property
+    def exclusions(self) -> Exclusions:
+        """What the capture of every workload leaves alone."""
+        return Exclusions(
+            inbound_ports=parse_ports(self.exclude_inbound_ports),
+            outbound_ports=parse_ports(self.exclude_outbound_ports),
+            outbound_cidrs=parse_networks(self.exclude_outbound_cidrs),
+        )
+
+    @property
+    def host_exclusions(self) -> Exclusions:
+        """What keeps the machine within reach, whatever else is excluded or not."""
+        ssh = parse_ports(self.ssh_ports)
+        control_plane = {PORT_XDS, int(self.xds_address.rpartition(":")[2] or PORT_XDS)}
+        return Exclusions(
+            inbound_ports=merge_ports(
+                (*ssh, *((port, port) for port in (*_OWN_PORTS, self.port) if port))
+            ),
+            outbound_ports=merge_ports((*ssh, *((port, port) for port in control_plane))),
+        )
 
 
 def parse_config(mapping: Mapping[str, Any], source: str) -> NodeConfig:
@@ -154,12 +195,27 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+_EXCLUSIONS: Final[dict[str, Callable[[str], object]]] = {
+    "exclude_inbound_ports": parse_ports,
+    "exclude_outbound_ports": parse_ports,
+    "exclude_outbound_cidrs": parse_networks,
+    "ssh_ports": parse_ports,
+}
+
+
 def _checked(config: NodeConfig, source: str) -> NodeConfig:
     host, colon, port = config.xds_address.rpartition(":")
     if config.xds_address and not (host and colon and port.isdigit()):
         raise ConfigError(
             f"{source}: xds_address {config.xds_address!r} must be HOST:PORT, e.g. 10.77.0.10:15012"
         )
+    for key, parse in _EXCLUSIONS.items():
+        try:
+            parse(getattr(config, key))
+        except ValueError as error:
+            raise ConfigError(f"{source}: {key}: {error}") from None
+    if not parse_ports(config.ssh_ports):
+        raise ConfigError(f"{source}: ssh_ports must not be empty: it keeps the machine reachable")
     if not config.node_name:
         raise ConfigError(f"{source}: node_name must not be empty")
     return config

@@ -80,7 +80,7 @@ class Enrolment:
         return {
             address: record.uid
             for record in self._records.values()
-            if record.captured
+            if record.captured and record.link
             for address in record.ip_addresses
         }
 
@@ -89,7 +89,7 @@ class Enrolment:
         return [
             address
             for record in self._records.values()
-            if not record.captured
+            if not record.captured and record.link
             for address in record.ip_addresses
         ]
 

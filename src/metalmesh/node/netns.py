@@ -9,31 +9,33 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from metalmesh.constants import HOST_NETNS
 from metalmesh.errors import NetworkError
 from metalmesh.net import pyroute2_light, sysctl
 from metalmesh.net.netlink import open_netlink
 from metalmesh.net.netns import NETNS_DIR, in_netns, open_netns
+from metalmesh.node.host import ensure_host, release_host
 from metalmesh.node.links import LinkPlan, LinkShell, remove_link
 from metalmesh.node.node_tables import ensure_policy_table
 from metalmesh.node.redirection import Applied, ensure_redirection
 from metalmesh.node.state import NetnsRecord
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from metalmesh.node.config import NodeConfig
     from metalmesh.node.state import NodeState
     from metalmesh.node.workload_spec import LocalWorkload
 
 _FORWARDING: Final = "ipv4/ip_forward"
 _FORWARDING6: Final = "ipv6/conf/all/forwarding"
+_OWN_NETNS: Final = Path("/proc/self/ns/net")
 
 
 def netns_path(name: str) -> Path:
-    """Where a named namespace is found."""
-    return NETNS_DIR / name
+    """Where a named namespace is found; ``host`` is the one this process began in."""
+    return _OWN_NETNS if name == HOST_NETNS else NETNS_DIR / name
 
 
 def bring_up(workload: LocalWorkload, config: NodeConfig, state: NodeState) -> list[str]:
@@ -41,6 +43,8 @@ def bring_up(workload: LocalWorkload, config: NodeConfig, state: NodeState) -> l
     config = _possible(config)
     with state.locked():
         changes = ensure_node_settings(ipv6=config.ipv6)
+        if workload.is_host:
+            return changes + ensure_host(workload, config, state, netns_path(HOST_NETNS))
         changes += _ensure_netns(workload.netns)
         fd = open_netns(netns_path(workload.netns))
         try:
@@ -55,6 +59,8 @@ def repair(workload: LocalWorkload, config: NodeConfig, state: NodeState) -> lis
     with state.locked():
         if workload.netns not in state.records():
             return []
+        if workload.is_host:
+            return ensure_host(workload, config, state, netns_path(HOST_NETNS))
         if not _is_namespace(netns_path(workload.netns)):
             raise NetworkError(
                 f"netns {workload.netns} was deleted without `metalmesh node netns down`; "
@@ -110,6 +116,8 @@ def take_down(name: str, state: NodeState) -> list[str]:
     """Remove a netns and everything that was made for it; return what there was."""
     changes = []
     with state.locked():
+        if name == HOST_NETNS:
+            return release_host(state)
         records = state.records()
         if records.pop(name, None) is not None:
             # the agent takes the workload from the ztunnel as soon as its record is gone

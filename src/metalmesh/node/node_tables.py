@@ -37,6 +37,7 @@ def ensure_policy_table(
             known=record.uid in known,
         )
         for record in records
+        if record.link  # a host workload has none: its ztunnel enforces its policies
     ]
     text = render_network_policy(workloads, policies.policies if policies is not None else None)
     return ensure_table(state, TABLE_POLICY, text)

@@ -8,11 +8,14 @@ own that systemd makes for the moment.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from metalmesh.constants import MARK_FROM_PROXY
 from metalmesh.model.resources.probe import Exec, HttpGet, TcpSocket
 from metalmesh.net.netns import NETNS_DIR
+from metalmesh.net.sockets import SO_MARK
 
 if TYPE_CHECKING:
     from metalmesh.model.resources.probe import Probe
@@ -30,13 +33,11 @@ async def run_probe(probe: Probe, workload: LocalWorkload) -> str:
                 case HttpGet():
                     return await _http(probe.action, str(workload.addresses[0]))
                 case TcpSocket(port=port, host=host):
-                    _, writer = await asyncio.open_connection(
-                        host or str(workload.addresses[0]), port
-                    )
+                    _, writer = await _connect(host or str(workload.addresses[0]), port)
                     writer.close()
                     return ""
                 case Exec(command=command):
-                    return await _exec(command, workload.netns, probe.timeout_seconds)
+                    return await _exec(command, workload, probe.timeout_seconds)
     except TimeoutError:
         return f"no answer within {probe.timeout_seconds} s"
     except (OSError, EOFError, ValueError) as error:
@@ -46,9 +47,10 @@ async def run_probe(probe: Probe, workload: LocalWorkload) -> str:
 async def _http(action: HttpGet, address: str) -> str:
     host = action.host or address
     context = _lenient() if action.scheme == "HTTPS" else None
-    reader, writer = await asyncio.open_connection(
-        host, action.port, ssl=context, limit=_MAX_HEAD_BYTES
-    )
+    reader, writer = await _connect(
+        host, action.port, ssl=context, server_hostname=host if context else None,
+        limit=_MAX_HEAD_BYTES,
+    )  # fmt: skip
     try:
         shown = f"[{host}]" if ":" in host else host
         headers = {"Host": f"{shown}:{action.port}", "User-Agent": "metalmesh-probe"}
@@ -64,6 +66,23 @@ async def _http(action: HttpGet, address: str) -> str:
     return "" if 200 <= int(words[1]) < 400 else f"status {words[1]}"
 
 
+async def _connect(
+    host: str, port: int, **options: Any
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection with the proxy's mark: where the machine itself is captured, probes are not."""
+    loop = asyncio.get_running_loop()
+    family, kind, _, _, address = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
+    sock = socket.socket(family, kind)
+    try:
+        sock.settimeout(0)
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, MARK_FROM_PROXY)
+        await loop.sock_connect(sock, address)
+        return await asyncio.open_connection(sock=sock, **options)
+    except BaseException:
+        sock.close()
+        raise
+
+
 def _lenient() -> ssl.SSLContext:
     """As the kubelet: the certificate is not looked at."""
     context = ssl.create_default_context()
@@ -72,11 +91,13 @@ def _lenient() -> ssl.SSLContext:
     return context
 
 
-async def _exec(command: tuple[str, ...], netns: str, seconds: int) -> str:
+async def _exec(command: tuple[str, ...], workload: LocalWorkload, seconds: int) -> str:
     """systemd runs it: this process may not become another user."""
+    inside = f"NetworkNamespacePath={NETNS_DIR / workload.netns}"
     process = await asyncio.create_subprocess_exec(
         *("systemd-run", "--quiet", "--wait", "--collect", "--pipe", "--service-type=exec"),
-        *("-p", f"NetworkNamespacePath={NETNS_DIR / netns}", "-p", "DynamicUser=yes"),
+        *(() if workload.is_host else ("-p", inside)),
+        *("-p", "DynamicUser=yes"),
         *("-p", f"RuntimeMaxSec={seconds}s", "--", *command),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,

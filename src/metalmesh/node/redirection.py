@@ -13,10 +13,14 @@ from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.constants import MARK_MASK, MARK_TRACKED, ROUTE_TABLE, RULE_PRIORITY
+from metalmesh.errors import NetworkError
 from metalmesh.net import nft
 from metalmesh.net.netlink import MarkRule, Route
+from metalmesh.node.groups import group_id
 from metalmesh.render.redirection import (
+    HOST_TABLES,
     TABLES,
+    HostScope,
     RedirectionConfig,
     render_redirection,
     render_redirection_removal,
@@ -44,56 +48,82 @@ class Applied:
 def ensure_redirection(
     workload: LocalWorkload,
     config: NodeConfig,
-    netns_fd: int,
+    netns_fd: int | None,
     netlink: Netlink,
     before: Applied,
 ) -> tuple[Applied, list[str]]:
     """Make the live state the wanted one; return it and what had to be changed."""
+    tables = HOST_TABLES if workload.is_host else TABLES
     # routing first: a tracked mark without its route would send answers out of the netns
-    changes = _ensure_routing(netlink, wanted=workload.captured, ipv6=config.ipv6)
+    changes = _ensure_routing(
+        netlink, wanted=workload.captured, ipv6=config.ipv6, shared=workload.is_host
+    )
     if not workload.captured:
-        return _remove(netns_fd, changes)
-    text = render_redirection(_redirection_config(workload, config))
+        return Applied(), changes + remove_tables(tables, netns_fd)
+    text = render_redirection(redirection_config(workload, config))
     digest = hashlib.sha256(text.encode()).hexdigest()
-    live = nft.fingerprints(TABLES, netns_fd)
+    live = nft.fingerprints(tables, netns_fd)
     if before.digest == digest and live == before.tables:
         return before, changes
     nft.apply_ruleset(text, netns_fd)
-    differing = [name for name in TABLES if live.get(name) != before.tables.get(name)]
+    differing = [name for name in tables if live.get(name) != before.tables.get(name)]
     named = ", ".join(differing) if before.digest == digest else "new configuration"
-    return Applied(digest, nft.fingerprints(TABLES, netns_fd)), [
+    return Applied(digest, nft.fingerprints(tables, netns_fd)), [
         *changes,
         f"redirection rules ({named})",
     ]
 
 
-def _remove(netns_fd: int, changes: list[str]) -> tuple[Applied, list[str]]:
+def remove_host_redirection(netlink: Netlink) -> list[str]:
+    """End the capture of the machine's own namespace; return what there was."""
+    changes = remove_tables(HOST_TABLES, None)
+    return changes + _ensure_routing(netlink, wanted=False, ipv6=False, shared=True)
+
+
+def remove_tables(tables: tuple[str, ...], netns_fd: int | None) -> list[str]:
+    """Remove the tables of capture."""
     present = {name for family, name in nft.list_tables(netns_fd) if family == "inet"}
-    if present.isdisjoint(TABLES):
-        return Applied(), changes
-    nft.apply_ruleset(render_redirection_removal(), netns_fd)
-    return Applied(), [*changes, "redirection rules removed"]
+    if present.isdisjoint(tables):
+        return []
+    nft.apply_ruleset(render_redirection_removal(host=tables is HOST_TABLES), netns_fd)
+    return ["redirection rules removed"]
 
 
-def _redirection_config(workload: LocalWorkload, config: NodeConfig) -> RedirectionConfig:
+def redirection_config(workload: LocalWorkload, config: NodeConfig) -> RedirectionConfig:
+    """What to render for a workload of this node."""
     capture = workload.dns_capture
+    exclusions = workload.exclusions | config.exclusions
+    host = None
+    if workload.is_host:
+        exclusions |= config.host_exclusions
+        host = HostScope(addresses=workload.addresses, proxy_group=group_id(config.ztunnel_group))
     return RedirectionConfig(
         ipv6=config.ipv6,
-        dns_capture=config.dns_capture if capture is None else capture,
+        dns_capture=host is None and (config.dns_capture if capture is None else capture),
         bypass_inbound=workload.bypass_inbound,
         virtual_interfaces=workload.virtual_interfaces,
+        exclusions=exclusions,
+        host=host,
     )
 
 
-def _ensure_routing(netlink: Netlink, *, wanted: bool, ipv6: bool) -> list[str]:
+def _ensure_routing(netlink: Netlink, *, wanted: bool, ipv6: bool, shared: bool) -> list[str]:
+    """Rule and routes of tracked marks; in a ``shared`` namespace others may have theirs."""
     versions = ([4, 6] if ipv6 else [4]) if wanted else []
-    rules = {
-        MarkRule(_FAMILIES[version], RULE_PRIORITY, MARK_TRACKED, MARK_MASK, ROUTE_TABLE)
-        for version in versions
-    }
+    rules = {_mark_rule(version) for version in versions}
     routes = {_local_route(version) for version in versions}
     live_routes = netlink.routes(table=ROUTE_TABLE, own=False)
     live_rules = netlink.mark_rules(RULE_PRIORITY)
+    if shared:
+        foreign = live_routes - {_local_route(version) for version in _FAMILIES}
+        if foreign and wanted:
+            raise NetworkError(
+                f"routing table {ROUTE_TABLE} of this machine is used by somebody else "
+                f"({', '.join(sorted(str(item.destination) for item in foreign))}): the answers of "
+                "a host workload need it; use another table for those routes"
+            )
+        live_routes -= foreign
+        live_rules &= {_mark_rule(version) for version in _FAMILIES}
     for route in sorted(live_routes - routes, key=str):
         netlink.delete_route(route)
     for route in sorted(routes - live_routes, key=str):
@@ -108,6 +138,10 @@ def _ensure_routing(netlink: Netlink, *, wanted: bool, ipv6: bool) -> list[str]:
     if rules != live_rules:
         changes.append(f"ip rule {RULE_PRIORITY}")
     return changes
+
+
+def _mark_rule(version: int) -> MarkRule:
+    return MarkRule(_FAMILIES[version], RULE_PRIORITY, MARK_TRACKED, MARK_MASK, ROUTE_TABLE)
 
 
 def _local_route(version: int) -> Route:

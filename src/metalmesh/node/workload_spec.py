@@ -14,9 +14,11 @@ from metalmesh.constants import (
     ANNOTATION_BYPASS_INBOUND,
     ANNOTATION_DNS_CAPTURE,
     ANNOTATION_NETNS,
+    HOST_NETNS,
     LABEL_DATAPLANE_MODE,
 )
 from metalmesh.errors import ResourceError, StoreError
+from metalmesh.model.exclusions import NO_EXCLUSIONS, Exclusions
 from metalmesh.model.resources.parse import ParsedObject, parse_documents
 from metalmesh.model.resources.workload_entry import WorkloadEntry
 
@@ -28,10 +30,11 @@ if TYPE_CHECKING:
     from metalmesh.model.workload import IPAddress
 
 ANNOTATION_VIRTUAL_INTERFACES: Final = "istio.io/reroute-virtual-interfaces"
+#: the node answers names of its own namespace, and forwards what comes through its links
+_NOT_OF_HOSTS: Final = (ANNOTATION_DNS_CAPTURE, ANNOTATION_VIRTUAL_INTERFACES)
 #: systemd instance names and file names: no escapes, no path separators
 _NETNS: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,198}[a-z0-9])?\Z")
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
-_HOST: Final = "host"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +55,12 @@ class LocalWorkload:
     virtual_interfaces: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     probe: Probe | None = None
+    exclusions: Exclusions = NO_EXCLUSIONS
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it runs in the machine's own namespace."""
+        return self.netns == HOST_NETNS
 
     @property
     def key(self) -> str:
@@ -168,6 +177,7 @@ def parse_local_workload(text: str, source: str, cluster_id: str) -> LocalWorklo
         virtual_interfaces=_names(annotations.get(ANNOTATION_VIRTUAL_INTERFACES, "")),
         labels=entry.labels,
         probe=entry.probe,
+        exclusions=entry.exclusions,
     )
     _check(workload, annotations, source)
     return workload
@@ -176,14 +186,6 @@ def parse_local_workload(text: str, source: str, cluster_id: str) -> LocalWorklo
 def _check(workload: LocalWorkload, annotations: Mapping[str, str], source: str) -> None:
     """What only a workload of this node must fulfil."""
     where = f"metadata.annotations[{ANNOTATION_NETNS}]"
-    if workload.netns == _HOST:
-        raise _fault(
-            source,
-            workload,
-            where,
-            "workloads of the machine's own namespace have no "
-            "netns; leave the annotation out to get one",
-        )
     if not _NETNS.match(workload.netns):
         raise _fault(
             source,
@@ -203,6 +205,14 @@ def _check(workload: LocalWorkload, annotations: Mapping[str, str], source: str)
                 workload,
                 f"metadata.annotations[{ANNOTATION_VIRTUAL_INTERFACES}]",
                 f"{name!r} is not the name of a network interface",
+            )
+    for key in _NOT_OF_HOSTS if workload.is_host else ():
+        if annotations.get(key, "false") != "false":
+            raise _fault(
+                source,
+                workload,
+                f"metadata.annotations[{key}]",
+                "is for workloads with a network namespace of their own; leave it out",
             )
     for key in (ANNOTATION_BYPASS_INBOUND, ANNOTATION_DNS_CAPTURE):
         if annotations.get(key, "true") not in {"true", "false"}:

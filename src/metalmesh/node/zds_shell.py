@@ -7,13 +7,13 @@ open here would keep the namespace of a stopped workload alive.
 from __future__ import annotations
 
 import asyncio
-import grp
 import os
 import socket
 from typing import TYPE_CHECKING, Final
 
-from metalmesh.errors import ConfigError, MetalmeshError, NetworkError, ProtocolError
+from metalmesh.errors import MetalmeshError, NetworkError, ProtocolError
 from metalmesh.net.netns import open_netns
+from metalmesh.node.groups import group_id
 from metalmesh.node.netns import netns_path
 from metalmesh.service.logs import Log
 from metalmesh.zds.messages import MAX_PACKET_BYTES, AddWorkload, encode_request
@@ -80,7 +80,7 @@ class ZdsShell:
         )
         listener.bind(str(self._path))
         self._path.chmod(0o660)
-        os.chown(self._path, -1, _group_id(self._group))
+        os.chown(self._path, -1, group_id(self._group))
         listener.listen(_BACKLOG)
         self._listener = listener
 
@@ -195,12 +195,3 @@ class ZdsShell:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _group_id(name: str) -> int:
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise ConfigError(
-            f"ztunnel_group {name!r} does not exist on this machine; the role ztunnel makes it"
-        ) from None

@@ -92,11 +92,15 @@ class Judge:
         leg = self._leg
         assert leg.address is not None
         port = leg.wire_port
-        verdict = network_policy.evaluate_egress(
-            self._policies, leg.source.uid, leg.address, leg.protocol, port
-        )
-        if not self._network("egress", port, verdict) and not self._network_only:
-            return False
+        if not self._world.on_host(leg.source):
+            verdict = network_policy.evaluate_egress(
+                self._policies, leg.source.uid, leg.address, leg.protocol, port
+            )
+            if not self._network("egress", port, verdict) and not self._network_only:
+                return False
+        if self._world.on_host(leg.destination):
+            self._note("ingress", "a machine's own namespace has no packet rules of ours")
+            return True
         return self._ingress("ingress", port)
 
     def _inside(self) -> bool:
@@ -169,6 +173,12 @@ class Judge:
             return True
         if not leg.tunneled and destination.uid in self._world.bypassing:
             self._note("inbound", "inbound capture is switched off: plaintext goes around policies")
+            return True
+        if not leg.tunneled and self._world.excluded(destination).excludes_inbound(leg.port):
+            self._note(
+                "inbound",
+                f"port {leg.port} is excluded from capture: plaintext goes around policies",
+            )
             return True
         if not leg.tunneled:
             self._note("inbound", "it arrives as plaintext, with no identity")

@@ -140,6 +140,11 @@ class _Question:
         if self._protocol is not Protocol.TCP:
             self._note("outbound", f"{self._protocol.value} is not captured: it goes as it is")
             return self._unrouted()
+        excluded = self._world.excluded(self._source)
+        if excluded.excludes_outbound(self._address, self._port):
+            what = f"{self._address} port {self._port} is excluded from capture: it goes as it is"
+            self._note("outbound", what)
+            return self._unrouted()
         if self._source.protocol is TunnelProtocol.HBONE:
             self._note("outbound", f"the ztunnel of {self._where(self._source)} takes it")
             return self._routed()

@@ -6,7 +6,9 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from metalmesh.constants import HOST_NETNS
 from metalmesh.errors import MetalmeshError
+from metalmesh.model.exclusions import NO_EXCLUSIONS, Exclusions
 from metalmesh.model.workload import Workload
 
 if TYPE_CHECKING:
@@ -31,12 +33,22 @@ class World:
     reservations: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     #: uid to the workload's network namespace on its node
     netns: Mapping[str, str] = field(default_factory=dict)
+    #: uid to what its capture leaves alone by its own annotations (its node may exclude more)
+    exclusions: Mapping[str, Exclusions] = field(default_factory=dict)
     #: uids whose inbound plaintext is not captured
     bypassing: frozenset[str] = frozenset()
     #: NetworkPolicy holds inside of HBONE, too
     inner_enforcement: bool = True
     #: a policy that is listed and not known is skipped, as by Istio
     missing_skipped: bool = False
+
+    def on_host(self, workload: Workload | None) -> bool:
+        """Whether a workload runs in its machine's own namespace, which has no packet rules."""
+        return workload is not None and self.netns.get(workload.uid) == HOST_NETNS
+
+    def excluded(self, workload: Workload) -> Exclusions:
+        """What the capture of a workload leaves alone."""
+        return self.exclusions.get(workload.uid, NO_EXCLUSIONS)
 
     def origin(self, key: str, index: int) -> int:
         """The user's index of a rule."""

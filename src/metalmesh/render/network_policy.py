@@ -21,6 +21,7 @@ from ipaddress import collapse_addresses
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.constants import LINK_PREFIX, PROBE_SNAT_IPV4, PROBE_SNAT_IPV6, TABLE_POLICY
+from metalmesh.model.exclusions import merge_ports
 from metalmesh.model.network_policy import Protocol
 
 if TYPE_CHECKING:
@@ -302,12 +303,7 @@ def _port_matches(ports: Sequence[PolicyPort] | None) -> list[str]:
 
 def _ranges(ports: Iterable[PolicyPort]) -> list[str]:
     """Port ranges merged: nft refuses overlapping ones."""
-    merged: list[tuple[int, int]] = []
-    for low, high in sorted((item.port, item.end_port or item.port) for item in ports):
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
-        else:
-            merged.append((low, high))
+    merged = merge_ports((item.port, item.end_port or item.port) for item in ports)
     return [str(low) if low == high else f"{low}-{high}" for low, high in merged]
 
 

@@ -11,7 +11,9 @@ from metalmesh.cli.main import main
 from tests.unit.cli.test_why import (
     ALLOW,
     ENTRIES,
+    HOST,
     MESH,
+    METAL_CLOSED,
     NO_HBONE,
     PORT_STRICT,
     STRICT,
@@ -41,6 +43,7 @@ ROWS = [
     (policy("AuthorizationPolicy", "p", "{action: NEVER}"),
      {("IST0106", "AuthorizationPolicy demo/p")}, "spec.action"),
     (NO_HBONE, {("MM0002", "NetworkPolicy demo/app-port")}, "15008"),
+    (HOST + METAL_CLOSED, {("MM0005", "NetworkPolicy demo/metal")}, "inside of HBONE only"),
     (policy("NetworkPolicy", "none", "{podSelector: {}, policyTypes: [Ingress]}"), set(), ""),
     (NO_HBONE.replace("demo", "plain").replace("app: echo", "app: old"), set(), ""),
     (STRICT + STRICT.replace("name: strict", "name: second"),

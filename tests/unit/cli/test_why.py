@@ -119,6 +119,15 @@ NO_EGRESS = policy(
 BYPASS = entry(
     "direct", "10.244.2.30", "direct", more=', ambient.istio.io/bypass-inbound-capture: "true"'
 )
+HOST = entry("metal", "10.77.0.22", "metal", more=", ambient.metalmesh.io/netns: host")
+EXCLUDING = entry(
+    "legacy",
+    "10.244.2.31",
+    "legacy",
+    more=", ambient.metalmesh.io/exclude-inbound-ports: '9000-9100'"
+    ", ambient.metalmesh.io/exclude-outbound-ports: '8080'",
+)
+METAL_CLOSED = policy("NetworkPolicy", "metal", "{podSelector: {matchLabels: {app: metal}}}")
 ONE = "demo/echo-v2:8080"
 
 #: resources, source, destination, outcome, hop, deciding object, its rule, words of the text
@@ -168,6 +177,19 @@ ROWS = [
     (NO_EGRESS, "demo/sleep", "192.0.2.1:443", "denied", "egress 443",
      "NetworkPolicy demo/quiet", None, "tcp/443 to 192.0.2.1"),
     (NO_EGRESS, "demo/sleep", "demo/sleep:80", "allowed", None, None, None, ""),
+    # the machine's own namespace: no packet rules, but those inside of the tunnel
+    (HOST, "demo/sleep", "demo/metal:80", "allowed", None, None, None, "no packet rules"),
+    (HOST + METAL_CLOSED, "demo/sleep", "demo/metal:80", "denied", "inside HBONE 80",
+     "NetworkPolicy demo/metal", None, "admits tcp/80"),
+    (HOST + METAL_CLOSED, "10.77.0.31", "demo/metal:80", "plaintext", None, None, None,
+     "with no identity"),
+    # what capture leaves alone
+    (EXCLUDING + STRICT, "10.77.0.31", "demo/legacy:9001", "plaintext", None, None, None,
+     "excluded from capture: plaintext goes around policies"),
+    (EXCLUDING + STRICT, "10.77.0.31", "demo/legacy:80", "denied", "authorization",
+     "PeerAuthentication demo/strict", None, "STRICT"),
+    (EXCLUDING, "demo/legacy", ONE, "plaintext", None, None, None, "is excluded from capture"),
+    (EXCLUDING, "demo/legacy", "demo/echo-v2:81", "allowed", None, None, None, "takes it"),
     # what is not there
     ("", "demo/sleep", "192.0.2.1:443", "passed through", None, None, None, "passed through"),
     ("", "demo/sleep", "empty:80", "unreachable", "route", "Service demo/empty", None,

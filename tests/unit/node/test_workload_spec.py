@@ -80,7 +80,23 @@ def test_only_none_is_not_captured(mode, captured):
         ("apiVersion: v1\nkind: Namespace\nmetadata: {name: demo}\n", ["WorkloadEntry", "kind"]),
         (entry(address="host.example"), ["spec.address", "IP address"]),
         (entry(address="fe80::1"), ["spec.address", "routable"]),
-        (entry(annotations={"ambient.metalmesh.io/netns": "host"}), ["netns", "own namespace"]),
+        (
+            entry(
+                annotations={
+                    "ambient.metalmesh.io/netns": "host",
+                    "ambient.istio.io/dns-capture": "true",
+                }
+            ),
+            ["dns-capture", "network namespace of their own"],
+        ),
+        (
+            entry(annotations={"ambient.metalmesh.io/exclude-inbound-ports": "80,ninety"}),
+            ["exclude-inbound-ports", "'ninety' is no port"],
+        ),
+        (
+            entry(annotations={"ambient.metalmesh.io/exclude-outbound-cidrs": "10.0.0.1/8"}),
+            ["exclude-outbound-cidrs", "10.0.0.1/8 has host bits set"],
+        ),
         (entry(annotations={"ambient.metalmesh.io/netns": "../x"}), ["netns", "../x"]),
         (entry(annotations={"ambient.metalmesh.io/netns": "Upper"}), ["netns", "Upper"]),
         (entry(annotations={"istio.io/reroute-virtual-interfaces": 'a"b'}), ["interface"]),

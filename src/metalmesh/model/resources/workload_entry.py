@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from metalmesh.constants import ANNOTATION_NETNS, ANNOTATION_NODE, ANNOTATION_PROBE
+from metalmesh.constants import (
+    ANNOTATION_EXCLUDE_INBOUND_PORTS,
+    ANNOTATION_EXCLUDE_OUTBOUND_CIDRS,
+    ANNOTATION_EXCLUDE_OUTBOUND_PORTS,
+    ANNOTATION_NETNS,
+    ANNOTATION_NODE,
+    ANNOTATION_PROBE,
+)
+from metalmesh.model.exclusions import NO_EXCLUSIONS, Exclusions, parse_exclusions
 from metalmesh.model.resources.meta import parse_labels
 from metalmesh.model.resources.probe import Probe, parse_probe
 from metalmesh.model.resources.reader import PORT_MAX, shown
@@ -49,6 +57,8 @@ class WorkloadEntry:
     weight: int = 1
     #: how its node finds out whether it is well; None: it is
     probe: Probe | None = None
+    #: what its capture leaves alone, besides what its node excludes for everybody
+    exclusions: Exclusions = NO_EXCLUSIONS
 
     @property
     def node(self) -> str:
@@ -69,6 +79,7 @@ def parse_workload_entry(reader: Reader, meta: Metadata) -> WorkloadEntry:
         addresses, hostname = _addresses(spec, meta)
         _check_node(spec, meta)
         probe = _probe(spec, meta)
+        exclusions = _exclusions(spec, meta)
         account = read_account(spec)
         labels = parse_labels(spec, "labels")
         return WorkloadEntry(
@@ -82,6 +93,7 @@ def parse_workload_entry(reader: Reader, meta: Metadata) -> WorkloadEntry:
             locality=read_locality(spec),
             weight=spec.integer("weight", 0, WEIGHT_MAX) or 1,
             probe=probe,
+            exclusions=exclusions,
         )
 
 
@@ -117,6 +129,18 @@ def _probe(spec: Reader, meta: Metadata) -> Probe | None:
         return found
     spec.faults.errors.extend(found)
     return None
+
+
+def _exclusions(spec: Reader, meta: Metadata) -> Exclusions:
+    found, faults = parse_exclusions(
+        meta.annotations,
+        ANNOTATION_EXCLUDE_INBOUND_PORTS,
+        ANNOTATION_EXCLUDE_OUTBOUND_PORTS,
+        ANNOTATION_EXCLUDE_OUTBOUND_CIDRS,
+    )
+    for key, message in faults.items():
+        spec.faults.add(f"metadata.annotations[{key}]", message)
+    return found
 
 
 def _addresses(spec: Reader, meta: Metadata) -> tuple[tuple[IPAddress, ...], str]:
