@@ -60,11 +60,6 @@ def make_world(
     peers = [item for item in in_order if isinstance(item, PeerAuthentication)]
     entries = [item for item in in_order if isinstance(item, WorkloadEntry)]
     root = options.mesh.root_namespace
-    deciding = {}
-    for entry in entries:
-        policy = effective_policy(peers, root, entry.meta.namespace, entry.labels)
-        if policy is not None:
-            deciding[workload_uid(entry, options.mesh)] = f"PeerAuthentication {policy.meta.key}"
     doubtful = {
         key: (item.resource, reasons)
         for key, item in objects.items()
@@ -76,7 +71,7 @@ def make_world(
         inner_enforcement=Deviation.NETWORK_POLICY_PORTS not in options.compat,
         missing_skipped=Deviation.MISSING_POLICY in options.compat,
         origins=computation.origins,
-        peer_authentications=deciding,
+        peer_authentications=_modes(peers, entries, options),
         reservations={
             workload_uid(entry, options.mesh): tuple(
                 (key, reasons)
@@ -97,6 +92,20 @@ def make_world(
             if entry.meta.annotations.get(ANNOTATION_BYPASS_INBOUND) == "true"
         ),
     )
+
+
+def _modes(
+    peers: list[PeerAuthentication], entries: list[WorkloadEntry], options: ComputeOptions
+) -> dict[str, str]:
+    """Which PeerAuthentication decides for a workload, by uid."""
+    found = {}
+    for entry in entries:
+        policy = effective_policy(
+            peers, options.mesh.root_namespace, entry.meta.namespace, entry.labels
+        )
+        if policy is not None:
+            found[workload_uid(entry, options.mesh)] = f"PeerAuthentication {policy.meta.key}"
+    return found
 
 
 def _reservations(conditions: tuple[Condition, ...]) -> str:

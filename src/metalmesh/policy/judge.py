@@ -175,10 +175,8 @@ class Judge:
             self._note("inbound", "inbound capture is switched off: plaintext goes around policies")
             return True
         if not leg.tunneled and self._world.excluded(destination).excludes_inbound(leg.port):
-            self._note(
-                "inbound",
-                f"port {leg.port} is excluded from capture: plaintext goes around policies",
-            )
+            what = f"port {leg.port} is excluded from capture"
+            self._note("inbound", f"{what}: plaintext goes around policies")
             return True
         if not leg.tunneled:
             self._note("inbound", "it arrives as plaintext, with no identity")
