@@ -8,6 +8,7 @@ import pytest
 from ansible_collections.metalmesh.ambient.plugins.module_utils import _workloads
 from ansible_collections.metalmesh.ambient.plugins.module_utils._io import ModuleError
 
+OWN = ["10.77.0.21", "fd77::21"]
 CIDRS = ["10.244.1.0/24", "fd77:244:1::/64"]
 
 
@@ -16,7 +17,8 @@ def workload(**changes: Any) -> dict[str, Any]:
 
 
 def plan(*definitions: Any, cidrs: list[str] | None = None) -> list[dict[str, Any]]:
-    return _workloads.plan_workloads(list(definitions), "node1", CIDRS if cidrs is None else cidrs)
+    networks = CIDRS if cidrs is None else cidrs
+    return _workloads.plan_workloads(list(definitions), "node1", networks, OWN)
 
 
 def test_index_gives_an_address_of_every_network() -> None:
@@ -39,6 +41,22 @@ def test_index_gives_an_address_of_every_network() -> None:
     }
 
 
+HOST = {"name": "db", "namespace": "shop", "netns": "host"}
+
+
+def test_workload_of_the_machine_has_its_addresses() -> None:
+    [planned] = plan(HOST | {"exclude_inbound_ports": [9187, "9200-9300"]})
+    assert (planned["netns"], planned["addresses"]) == ("host", OWN)
+    assert planned["entry"]["metadata"]["annotations"] == {
+        "ambient.metalmesh.io/node": "node1",
+        "ambient.metalmesh.io/addresses": "fd77::21",
+        "ambient.metalmesh.io/netns": "host",
+        "ambient.metalmesh.io/exclude-inbound-ports": "9187,9200-9300",
+    }
+    [planned] = plan(HOST | {"addresses": ["fd77::21"]})
+    assert planned["addresses"] == ["fd77::21"]
+
+
 def test_mode_of_the_workload_becomes_its_label() -> None:
     [planned] = plan(workload(dataplane_mode="none"))
     assert planned["entry"]["metadata"]["labels"] == {"istio.io/dataplane-mode": "none"}
@@ -56,6 +74,9 @@ def test_store_gets_namespaces_and_accounts_once() -> None:
     [
         ("echo", "mesh_workloads[0] of node1: is str"),
         (workload(colour="red"), "unknown key colour"),
+        (workload(netns="other"), "netns: 'other' is not host"),
+        (HOST | {"index": 3}, "index: a workload with netns: host has the machine's addresses"),
+        (HOST | {"addresses": ["10.9.9.9"]}, "addresses: 10.9.9.9 is none of the machine's"),
         (workload(name="Echo"), "name: 'Echo' is no DNS label"),
         ({"name": "a", "index": 1}, "namespace: None is no DNS label"),
         (workload(index="10"), "index: '10' is no int"),

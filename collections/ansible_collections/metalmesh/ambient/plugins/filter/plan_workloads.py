@@ -13,7 +13,7 @@ author:
 description:
   - Checks the workloads of one node and gives each its network namespace, its addresses and its
     WorkloadEntry. An error names the position in the list, the key and what to do.
-positional: node, cidrs
+positional: node, cidrs, own_addresses
 options:
   _input:
     description: The workloads, see the role P(metalmesh.ambient.workload#role).
@@ -29,10 +29,15 @@ options:
     type: list
     elements: str
     required: true
+  own_addresses:
+    description: Addresses of the machine itself, for a workload in its own namespace.
+    type: list
+    elements: str
+    required: true
 """
 
 EXAMPLES = r"""
-planned: "{{ mesh_workloads | metalmesh.ambient.plan_workloads('node1', ['10.244.1.0/24']) }}"
+planned: "{{ mesh_workloads | metalmesh.ambient.plan_workloads('node1', ['10.244.1.0/24'], ['10.77.0.21']) }}"
 """
 
 RETURN = r"""
@@ -51,10 +56,12 @@ from ansible_collections.metalmesh.ambient.plugins.module_utils import _workload
 from ansible_collections.metalmesh.ambient.plugins.module_utils._io import ModuleError
 
 
-def plan_workloads(definitions: list[Any], node: str, cidrs: list[str]) -> list[dict[str, Any]]:
+def plan_workloads(
+    definitions: list[Any], node: str, cidrs: list[str], own_addresses: list[str]
+) -> list[dict[str, Any]]:
     """Check and plan the workloads of a node."""
     try:
-        return _workloads.plan_workloads(definitions, node, cidrs)
+        return _workloads.plan_workloads(definitions, node, cidrs, own_addresses)
     except ModuleError as error:
         raise AnsibleFilterError(str(error)) from error
 

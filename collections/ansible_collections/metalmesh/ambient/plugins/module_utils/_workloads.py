@@ -15,6 +15,15 @@ from ansible_collections.metalmesh.ambient.plugins.module_utils._io import Modul
 ANNOTATION_NODE = "ambient.metalmesh.io/node"
 ANNOTATION_ADDRESSES = "ambient.metalmesh.io/addresses"
 ANNOTATION_PROBE = "ambient.metalmesh.io/probe"
+ANNOTATION_NETNS = "ambient.metalmesh.io/netns"
+#: the machine's own namespace
+HOST = "host"
+#: key of a workload and the annotation that it becomes, a list joined by commas
+EXCLUSIONS = {
+    "exclude_inbound_ports": "ambient.metalmesh.io/exclude-inbound-ports",
+    "exclude_outbound_ports": "ambient.metalmesh.io/exclude-outbound-ports",
+    "exclude_outbound_cidrs": "ambient.metalmesh.io/exclude-outbound-cidrs",
+}
 LABEL_DATAPLANE_MODE = "istio.io/dataplane-mode"
 
 #: keys of a workload and the type of their values
@@ -31,16 +40,24 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "dataplane_mode": str,
     "unit": str,
     "probe": dict,
+    "netns": str,
+    **dict.fromkeys(EXCLUSIONS, list),
 }
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 
 
 def plan_workloads(
-    definitions: list[dict[str, Any]], node: str, cidrs: list[str]
+    definitions: list[dict[str, Any]],
+    node: str,
+    cidrs: list[str],
+    own_addresses: list[str],
 ) -> list[dict[str, Any]]:
-    """Return per workload its netns, unit and WorkloadEntry; errors name the place in the list."""
+    """Return per workload its netns, unit and WorkloadEntry; errors name the place in the list.
+
+    ``own_addresses`` are the machine's: those of a workload in its own namespace.
+    """
     planned = [
-        _plan_one(definition, node, cidrs, f"mesh_workloads[{index}] of {node}")
+        _plan_one(definition, node, cidrs, own_addresses, f"mesh_workloads[{index}] of {node}")
         for index, definition in enumerate(definitions)
     ]
     for kind in ("netns", "addresses"):
@@ -56,13 +73,19 @@ def plan_workloads(
     return planned
 
 
-def _plan_one(definition: Any, node: str, cidrs: list[str], where: str) -> dict[str, Any]:
+def _plan_one(
+    definition: Any, node: str, cidrs: list[str], own_addresses: list[str], where: str
+) -> dict[str, Any]:
     _check(definition, where)
     name, namespace = definition["name"], definition["namespace"]
-    addresses = _addresses(definition, cidrs, where)
+    on_host = definition.get("netns") == HOST
+    if on_host:
+        addresses = _host_addresses(definition, own_addresses, where)
+    else:
+        addresses = _addresses(definition, cidrs, where)
     return {
         "key": f"{namespace}/{name}",
-        "netns": f"{namespace}-{name}",
+        "netns": HOST if on_host else f"{namespace}-{name}",
         "namespace": namespace,
         "unit": definition.get("unit") or "",
         "addresses": addresses,
@@ -90,6 +113,11 @@ def _check(definition: Any, where: str) -> None:
         value = definition.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ModuleError(f"{where}: {key}: {value!r} is no {getattr(kind, '__name__', kind)}")
+    if definition.get("netns") not in {None, HOST}:
+        raise ModuleError(
+            f"{where}: netns: {definition['netns']!r} is not {HOST}",
+            "Leave it out for a namespace of its own",
+        )
     for key in ("name", "namespace"):
         if not _LABEL.match(definition.get(key) or ""):
             raise ModuleError(
@@ -112,6 +140,32 @@ def _addresses(definition: dict[str, Any], cidrs: list[str], where: str) -> list
             f"{where}: index needs mesh_pod_cidrs of the node", "Set it for this host"
         )
     return [_indexed(network, index or 0, where) for network in networks]
+
+
+def _host_addresses(definition: dict[str, Any], own: list[str], where: str) -> list[str]:
+    """All of the machine's addresses, or those of them that are given."""
+    if definition.get("index") is not None:
+        raise ModuleError(
+            f"{where}: index: a workload with netns: {HOST} has the machine's addresses",
+            "Leave index out",
+        )
+    given = [str(address) for address in definition.get("addresses") or own]
+    for address in given:
+        if address not in own:
+            raise ModuleError(
+                f"{where}: addresses: {address} is none of the machine's",
+                f"mesh_node_addresses has {', '.join(own) or 'none'}",
+            )
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise ModuleError(
+                f"{where}: addresses: {address!r} is a name",
+                "Set mesh_node_addresses of the machine to its IP addresses",
+            ) from None
+    if not given:
+        raise ModuleError(f"{where}: addresses: the machine has none", "Set mesh_node_addresses")
+    return given
 
 
 def _network(cidr: str, where: str) -> Any:
@@ -154,6 +208,11 @@ def _entry(definition: dict[str, Any], node: str, addresses: list[str]) -> dict[
         metadata["annotations"][ANNOTATION_ADDRESSES] = ",".join(addresses[1:])
     if definition.get("probe"):
         metadata["annotations"][ANNOTATION_PROBE] = json.dumps(definition["probe"])
+    if definition.get("netns"):
+        metadata["annotations"][ANNOTATION_NETNS] = definition["netns"]
+    for key, annotation in EXCLUSIONS.items():
+        if definition.get(key):
+            metadata["annotations"][annotation] = ",".join(map(str, definition[key]))
     labels = {str(key): str(value) for key, value in (definition.get("labels") or {}).items()}
     if definition.get("dataplane_mode"):
         labels[LABEL_DATAPLANE_MODE] = definition["dataplane_mode"]

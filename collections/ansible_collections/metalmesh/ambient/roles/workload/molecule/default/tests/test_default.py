@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import yaml
+
 from tests.support.roles import get, ports, properties
 from tests.support.waits import WAITS, wait_until
 
@@ -76,4 +78,37 @@ def test_probe_runs_inside_as_nobody_in_particular(host):
         lambda: not host.file("/run/metalmesh/node/drained/demo-server").exists,
         WAITS["service"],
         what="announced again",
+    )
+
+
+def test_service_of_the_machine_itself_is_in_the_mesh(host):
+    """It stays where it is; its clients come through HBONE, ssh (which asks this) does not."""
+    spec = yaml.safe_load(host.file("/etc/metalmesh/workloads/host.yaml").content_string)
+    address = spec["spec"]["address"]
+    state = properties(host, "demo-metal.service", "NetworkNamespacePath", "BindsTo")
+    assert state["NetworkNamespacePath"] == ""
+    assert state["BindsTo"] == "metalmesh-netns@host.service"
+    assert {8090, 8091} <= set(ports(host))
+
+    def served():
+        return get(host, f"http://{address}:8090/", "demo-client")[0] == 200
+
+    wait_until(served, WAITS["workload"], what="demo-client reaches demo-metal")
+    journal = host.check_output("journalctl -u metalmesh-ztunnel -o cat -n 50")
+    inbound = [line for line in journal.splitlines() if 'direction="inbound"' in line]
+    assert any(
+        'src.identity="spiffe://cluster.local/ns/demo/sa/client"' in line
+        and 'dst.workload="metal"' in line
+        for line in inbound
+    )
+
+
+def test_its_own_connections_have_its_identity(host):
+    """Whatever the machine connects to, except what is excluded."""
+    assert get(host, "http://10.244.9.11:8080/")[0] == 200
+    journal = host.check_output("journalctl -u metalmesh-ztunnel -o cat -n 50")
+    assert any(
+        'src.identity="spiffe://cluster.local/ns/demo/sa/metal"' in line
+        and 'dst.workload="server"' in line
+        for line in journal.splitlines()
     )
