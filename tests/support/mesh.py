@@ -41,16 +41,21 @@ class Workload:
     trust_domain: str
     address_v6: str = ""
     ambient: bool = True
+    #: in the machine's own namespace
+    on_host: bool = False
+    annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def netns_name(self) -> str:
         """Its network namespace on the node."""
-        return f"{self.namespace}-{self.name}"
+        return constants.HOST_NETNS if self.on_host else f"{self.namespace}-{self.name}"
 
     @property
     def netns(self) -> Netns:
         """Its network namespace, to run things in."""
+        if self.on_host:
+            return dataclasses.replace(self.node.netns, address=self.address)
         return self.node.inner_netns(self.netns_name, self.address)
 
     @property
@@ -77,7 +82,9 @@ class Workload:
     def entry(self) -> Resource:
         """The object that declares it."""
         mode = "ambient" if self.ambient else "none"
-        annotations = {constants.ANNOTATION_NODE: self.node.name}
+        annotations = {constants.ANNOTATION_NODE: self.node.name, **self.annotations}
+        if self.on_host:
+            annotations[constants.ANNOTATION_NETNS] = constants.HOST_NETNS
         if self.address_v6:
             annotations[ANNOTATION_ADDRESSES] = self.address_v6
         return {

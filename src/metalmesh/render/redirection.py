@@ -232,10 +232,14 @@ def _nat_output(config: RedirectionConfig, families: Iterable[_Family]) -> list[
         ]
     tracked = f"meta mark and {MARK_MASK:#x} == {MARK_TRACKED:#x}"
     rules.append(f'meta l4proto tcp {tracked} counter accept comment "answers to the proxy"')
-    rules += [
-        f'oifname "lo" {f.keyword} daddr != {f.loopback} counter accept comment "to itself"'
-        for f in families
-    ]
+    if config.host is not None:
+        # not by the link: the node routes virtual addresses to its loopback
+        rules.append('fib daddr type local counter accept comment "to itself"')
+    else:
+        rules += [
+            f'oifname "lo" {f.keyword} daddr != {f.loopback} counter accept comment "to itself"'
+            for f in families
+        ]
     rules += [
         f"meta l4proto tcp {f.keyword} daddr != {f.loopback} {_NOT_FROM_PROXY} "
         f'counter redirect to :{PORT_OUTBOUND} comment "outbound"'

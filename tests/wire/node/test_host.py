@@ -121,6 +121,15 @@ def test_capture_takes_the_workloads_traffic_and_nothing_that_keeps_the_machine_
         assert seen(node) == OPEN
 
 
+def test_virtual_addresses_are_captured_though_they_are_routed_to_the_loopback_link(node):
+    """As the agent does; "to itself" is decided by address and not by link."""
+    declare(node)
+    host(node, "up")
+    node.netns.run("ip", "route", "add", "10.96.0.0/16", "dev", "lo")
+    with listening(node):
+        assert fetch(node.netns, "10.96.0.10", APP) == f"proxy 10.96.0.10:{APP}"
+
+
 def test_nothing_is_excluded_that_nobody_asked_for(node):
     declare(node)
     host(node, "up")

@@ -214,3 +214,28 @@ def test_without_a_proxy_connections_are_refused_not_let_through():
         with serving(lambda: inside.do(lambda: _dual_stack(APP_PORT)), _application):
             assert fetch(node.outside, V4, APP_PORT) == "ConnectionRefusedError"
             assert fetch(inside, OUTSIDE[V4], 9000) == "ConnectionRefusedError"
+
+
+EXCLUDING = {
+    "ambient.metalmesh.io/exclude-inbound-ports": f"{APP_PORT}-{APP_PORT + 10}",
+    "ambient.metalmesh.io/exclude-outbound-ports": "7000",
+    "ambient.metalmesh.io/exclude-outbound-cidrs": "198.18.0.0/24,fd18::/64",
+}
+
+
+@FAMILIES
+@pytest.mark.parametrize("annotations", [{}, EXCLUDING], ids=["captured", "excluded"])
+def test_what_is_excluded_is_not_captured(annotations, address):
+    """Without the annotations the proxy answers, in both directions."""
+    other = "198.18.0.2" if address == V4 else "fd18::2"
+    with mesh_node() as node, contextlib.ExitStack() as stack:
+        node.know(node.declare("w", V4, V6, annotations=annotations))
+        node.up("w")
+        inside = node.workload("w", address)
+        for port in (15001, 15006):
+            stack.enter_context(serving(lambda p=port: _proxy(node, p), lambda _peer: b"proxy"))
+        for place in (inside, node.outside):
+            make = lambda where=place: where.do(lambda: _dual_stack(APP_PORT))  # noqa: E731
+            stack.enter_context(serving(make, lambda _peer: b"app"))
+        seen = fetch(node.outside, address, APP_PORT), fetch(inside, other, APP_PORT)
+    assert seen == (("app", "app") if annotations else ("proxy", "proxy"))
