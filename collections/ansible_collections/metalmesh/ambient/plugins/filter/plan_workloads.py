@@ -37,7 +37,9 @@ options:
 """
 
 EXAMPLES = r"""
-planned: "{{ mesh_workloads | metalmesh.ambient.plan_workloads('node1', ['10.244.1.0/24'], ['10.77.0.21']) }}"
+planned: >-
+  {{ mesh_workloads
+     | metalmesh.ambient.plan_workloads('node1', ['10.244.1.0/24'], ['10.77.0.21']) }}
 """
 
 RETURN = r"""
