@@ -11,6 +11,7 @@
     ├── StoreError           the resource store cannot be read or written
     ├── ProtocolError        a peer broke a wire protocol (HBONE, ZDS, xDS)
     ├── NetworkError         netlink, nftables or a network namespace refused an operation
+    │   └── CaptureError     what redirects a workload was refused: it would talk in the clear
     └── PolicyDeniedError    a policy refused a connection; names the deciding rule
 
 Every message names the object, what is wrong with it and what to do about it.
@@ -65,6 +66,10 @@ class ProtocolError(MetalmeshError):
 
 class NetworkError(MetalmeshError):
     """Netlink, nftables or a network namespace refused an operation."""
+
+
+class CaptureError(NetworkError):
+    """What redirects a workload was refused: it would talk in the clear."""
 
 
 class PolicyDeniedError(MetalmeshError):

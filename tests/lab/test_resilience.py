@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from metalmesh.constants import PORT_NODE_AGENT
 from tests.lab.cast import APP_PORT, Cast
 from tests.lab.policies import authorization, from_workload
 from tests.support.apps import LongConnection, ask, new_marker
@@ -20,6 +21,7 @@ from tests.support.netns import Netns
 from tests.support.waits import WAITS, wait_until
 
 CRASH_BOUND_SECONDS = 2.0
+REPAIR_BOUND_SECONDS = 5.0
 SLOW_SECONDS = 0.25
 """A connection takes a few milliseconds; one that took longer had to wait for a process."""
 
@@ -234,3 +236,28 @@ def test_policy_survives_restarts_of_everything(mesh: Mesh, cast: Cast) -> None:
         WAITS["service"],
         what="allowed again",
     )
+
+
+def test_nftables_service_takes_nothing_away_for_long(mesh: Mesh, cast: Cast) -> None:
+    """Its configuration begins with `flush ruleset`, and so does its end."""
+    node = cast.server.node
+    tables = ("metalmesh-policy", "metalmesh-services", "istio-ambient-nat")
+    repairs = "metalmesh_node_drift_repairs_total"
+    with Load(cast.client.netns, cast.server.address) as load:
+        wait_until(lambda: load.served_after(0.0), WAITS["traffic"], what="load before")
+        for verb in ("restart", "reload", "stop"):
+            before = mesh.metric(node, repairs, port=PORT_NODE_AGENT)
+            log = node.journal(NODE_AGENT)
+            flushed_at = time.monotonic()
+            node.sh(f"systemctl {verb} nftables")
+
+            def whole() -> bool:
+                return all(name in node.sh("nft list tables") for name in tables)
+
+            wait_until(whole, WAITS["drift"], what="the node's tables")
+            seconds = time.monotonic() - flushed_at
+            log.wait("somebody changed it, restored", "table metalmesh-policy")
+            print(f"systemctl {verb} nftables: restored within {seconds:.2f} s")
+            assert seconds < REPAIR_BOUND_SECONDS
+            assert mesh.metric(node, repairs, port=PORT_NODE_AGENT) > before
+    assert load.failures(0.0) == []

@@ -187,9 +187,11 @@ class Mesh:
         return node.journal(ZTUNNEL)
 
     @staticmethod
-    def metric(node: Machine, name: str, **labels: str) -> float:
-        """Sum of a metric's samples that carry these labels."""
-        text = node.get(constants.PORT_METRICS, "/metrics")
+    def metric(
+        node: Machine, name: str, *, port: int = constants.PORT_METRICS, **labels: str
+    ) -> float:
+        """Sum of a metric's samples that carry these labels; the ztunnel's by default."""
+        text = node.get(port, "/metrics")
         return sum(
             float(value)
             for found, fields, value in _SAMPLE.findall(text)

@@ -146,10 +146,10 @@ class Netlink:
         with _explained(f"device {index}"):
             self._raw.link("del", index=index)
 
-    def set_up(self, index: int) -> None:
-        """Bring a device up."""
+    def set_state(self, index: int, *, up: bool) -> None:
+        """Bring a device up, or take it down; its routes go with it."""
         with _explained(f"device {index}"):
-            self._raw.link("set", index=index, state="up")
+            self._raw.link("set", index=index, state="up" if up else "down")
 
     def set_mac(self, index: int, mac: str) -> None:
         """Give a device its hardware address."""

@@ -41,7 +41,7 @@ def read_table(name: str, netns_fd: int | None = None, family: str = "inet") -> 
         if "No such file or directory" in done.stderr:
             return None
         raise NetworkError(f"nft cannot list table {family} {name}: {done.stderr.strip()}")
-    return json.loads(done.stdout)
+    return _parse(done.stdout)
 
 
 def list_tables(netns_fd: int | None = None) -> set[tuple[str, str]]:
@@ -49,8 +49,19 @@ def list_tables(netns_fd: int | None = None) -> set[tuple[str, str]]:
     done = _run(["nft", "-j", "list", "tables"], netns_fd)
     if done.returncode != 0:
         raise NetworkError(f"nft cannot list tables: {done.stderr.strip()}")
-    items = json.loads(done.stdout)["nftables"]
+    items = _parse(done.stdout)["nftables"]
     return {(item["table"]["family"], item["table"]["name"]) for item in items if "table" in item}
+
+
+def _parse(output: str) -> Any:
+    """nft's JSON, which some versions spoil by a comment about a table's owner."""
+    try:
+        return json.loads(output)
+    except ValueError as error:
+        raise NetworkError(
+            f"nft printed what is no JSON ({error}); does another program own a table here "
+            "(flags owner)?"
+        ) from error
 
 
 def fingerprint(dump: Any | None) -> str:
@@ -73,7 +84,7 @@ def fingerprints(names: Iterable[str], netns_fd: int | None = None) -> dict[str,
         raise NetworkError(f"nft cannot list the ruleset: {done.stderr.strip()}")
     wanted = set(names)
     parts: dict[str, list[Any]] = {}
-    for item in json.loads(done.stdout)["nftables"]:
+    for item in _parse(done.stdout)["nftables"]:
         (kind, content), *_ = item.items()
         name = content.get("name" if kind == "table" else "table")
         if name in wanted:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.errors import MetalmeshError, StoreError
 from metalmesh.net.netns import open_netns
 from metalmesh.net.watch import DirectoryWatch, NetworkWatch
-from metalmesh.node.netns import netns_path, repair
+from metalmesh.node.guard import Guard
+from metalmesh.node.netns import netns_path
 from metalmesh.node.workload_spec import LoadedSpecs, load_directory
 from metalmesh.service.logs import Log
 from metalmesh.zds.messages import AddWorkload
@@ -171,8 +171,8 @@ class Enrolment:
             self._watch(name, inode)
             is_new = True
         if is_new:
-            job = partial(repair, workload, self._config, self._state)
-            self._reconciler.set_job(f"netns:{name}", job)
+            guard = Guard(workload, self._config, self._state, self._metrics)
+            self._reconciler.set_job(f"netns:{name}", guard)
         else:
             self.serve(name)
 

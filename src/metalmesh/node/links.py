@@ -98,7 +98,7 @@ class LinkShell:
                     self._ensure_settings(f"ipv6/conf/{scope}/disable_ipv6", str(int(not ipv6)))
         loopback = self._inside.link(_LOOPBACK)
         if loopback is not None and not loopback.up:
-            self._inside.set_up(loopback.index)
+            self._inside.set_state(loopback.index, up=True)
             self.changes.append("loopback")
 
     def ensure_pair(self) -> None:
@@ -170,7 +170,7 @@ class LinkShell:
         wanted = {GATEWAYS[version]: _GATEWAY_SCOPES[version] for version in versions}
         self._ensure_addresses(self._node, link.index, wanted)
         if not link.up:
-            self._node.set_up(link.index)
+            self._node.set_state(link.index, up=True)
             self.changes.append(f"{link.name} up")
 
     def _configure_inside(self, link: Link, versions: list[int]) -> None:
@@ -184,7 +184,7 @@ class LinkShell:
         }
         self._ensure_addresses(self._inside, link.index, addresses)
         if not link.up:
-            self._inside.set_up(link.index)
+            self._inside.set_state(link.index, up=True)
             self.changes.append(f"{INTERFACE} up")
         self._ensure_routes(
             self._inside,

@@ -31,6 +31,11 @@ class NodeMetrics:
             "Failed attempts to put a workload's network or the node's tables in force",
             ("object",),
         )
+        self.cut_offs = counter(
+            "metalmesh_node_cut_offs_total",
+            "Times a workload lost its network because it could not be captured",
+            ("uid",),
+        )
         self._declare_tables()
         self._declare_dns_and_token()
 

@@ -77,7 +77,7 @@ class NodeNetwork:
             loopback = netlink.link(_LOOPBACK)
             assert loopback is not None, "every network namespace has a loopback device"
             if not loopback.up:
-                netlink.set_up(loopback.index)
+                netlink.set_state(loopback.index, up=True)
                 changes.append("loopback")
             address = IPv4Interface(f"{self._config.dns_address}/32")
             if address not in netlink.addresses(loopback.index):

@@ -13,7 +13,7 @@ from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Final
 
 from metalmesh.constants import MARK_MASK, MARK_TRACKED, ROUTE_TABLE, RULE_PRIORITY
-from metalmesh.errors import NetworkError
+from metalmesh.errors import CaptureError, NetworkError
 from metalmesh.net import nft
 from metalmesh.net.netlink import MarkRule, Route
 from metalmesh.node.groups import group_id
@@ -55,23 +55,42 @@ def ensure_redirection(
     """Make the live state the wanted one; return it and what had to be changed."""
     tables = HOST_TABLES if workload.is_host else TABLES
     # routing first: a tracked mark without its route would send answers out of the netns
-    changes = _ensure_routing(
-        netlink, wanted=workload.captured, ipv6=config.ipv6, shared=workload.is_host
-    )
+    try:
+        changes = _ensure_routing(
+            netlink, wanted=workload.captured, ipv6=config.ipv6, shared=workload.is_host
+        )
+    except NetworkError as error:
+        raise CaptureError(f"netns {workload.netns} cannot be captured: {error}") from error
     if not workload.captured:
         return Applied(), changes + remove_tables(tables, netns_fd)
-    text = render_redirection(redirection_config(workload, config))
+    rendered = redirection_config(workload, config)
+    text = render_redirection(rendered)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    live = nft.fingerprints(tables, netns_fd)
+    try:
+        live = nft.fingerprints(tables, netns_fd)
+    except NetworkError:
+        live = {}  # what cannot be looked at is loaded anew
     if before.digest == digest and live == before.tables:
         return before, changes
-    nft.apply_ruleset(text, netns_fd)
+    loaded = _load(workload.netns, text, rendered.tables, netns_fd)
     differing = [name for name in tables if live.get(name) != before.tables.get(name)]
     named = ", ".join(differing) if before.digest == digest else "new configuration"
-    return Applied(digest, nft.fingerprints(tables, netns_fd)), [
-        *changes,
-        f"redirection rules ({named})",
-    ]
+    return Applied(digest, loaded), [*changes, f"redirection rules ({named})"]
+
+
+def _load(netns: str, text: str, tables: tuple[str, ...], netns_fd: int | None) -> dict[str, str]:
+    """Load the tables; return their fingerprints, by which drift is told from now on."""
+    try:
+        nft.apply_ruleset(text, netns_fd)
+    except NetworkError as error:
+        raise CaptureError(f"netns {netns} cannot be captured: {error}") from error
+    loaded = nft.fingerprints(tables, netns_fd)
+    if missing := set(tables) - loaded.keys():
+        raise CaptureError(
+            f"netns {netns} cannot be captured: somebody removed {', '.join(sorted(missing))} as "
+            "soon as it was there"
+        )
+    return loaded
 
 
 def remove_host_redirection(netlink: Netlink) -> list[str]:
