@@ -46,8 +46,8 @@ lint: ## ruff, mypy, yamllint, ansible-lint
 unit: ## tests of the pure parts; no root, under a minute
 	pytest -q tests/unit
 
-wire: ## tests on real sockets, namespaces and machines; root
-	pytest -q tests/wire
+wire: ## tests on real sockets, namespaces and machines, and against Envoy; root
+	pytest -q tests/wire tests/interop
 
 molecule: ## each role on machines of its own; root (ROLES="ztunnel ca", JOBS=2)
 	python -m lab.scenarios --jobs $(JOBS) $(ROLES)

@@ -30,9 +30,10 @@ from metalmesh.model.authorization import (
     PolicyScope,
     StringMatch,
 )
-from tests.bench import envoy, load
+from tests.bench import load
 from tests.bench.interpreter import describe, node_python
 from tests.bench.server import http_server
+from tests.support import envoy
 from tests.support.data_worker import capture_traffic, captured_pair
 from tests.support.netns import Netns, netns_pair
 from tests.support.pki import CertificateAuthority

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
+import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, RequestReceived
 
+from metalmesh.constants import PORT_HBONE
+from metalmesh.ztunnel import messages as m
 from tests.support import tcp_apps as apps
 from tests.support.data_worker import Pair
+from tests.support.peers import HboneServer
 from tests.support.waits import WAITS, wait_until
 from tests.wire.datapath.conftest import APP_PORT
 
@@ -222,3 +231,46 @@ def test_many_short_connections_leave_nothing_behind(shared_pair: Pair, server: 
         assert main.metrics()["istio_tcp_sockets_open", "source", ""] == 0
         assert main.metrics()["istio_tcp_sockets_open", "destination", ""] == 0
     assert "internal error" not in shared_pair.source.log() + shared_pair.destination.log()
+
+
+class Hasty(HboneServer):
+    """Answers with a whole window, ends the stream, and resets it in the same breath."""
+
+    answer = os.urandom(200_000)
+    code = ErrorCodes.CONNECT_ERROR
+
+    @classmethod
+    def _talk(cls, peer: ssl.SSLSocket) -> None:
+        connection = H2Connection(H2Configuration(client_side=False))
+        connection.initiate_connection()
+        peer.sendall(connection.data_to_send())
+        while data := peer.recv(65536):
+            for event in connection.receive_data(data):
+                if isinstance(event, RequestReceived):
+                    connection.send_headers(event.stream_id, [(":status", "200")])
+                elif isinstance(event, DataReceived):
+                    frame = connection.max_outbound_frame_size
+                    for at in range(0, len(cls.answer), frame):
+                        connection.send_data(event.stream_id, cls.answer[at : at + frame])
+                    connection.end_stream(event.stream_id)
+                    connection.reset_stream(event.stream_id, cls.code)
+            peer.sendall(connection.data_to_send())
+
+
+def test_complete_answer_outlives_the_reset_behind_it(pair: Pair) -> None:
+    """Envoy resets what its application has closed; a slow reader still gets all of it."""
+    server = pair.server.where
+    pair.destination.send(m.RemoveWorkload(uid=pair.server.uid))
+    listening = lambda: server.run("ss", "-Hltn", "sport", f"= {PORT_HBONE}")  # noqa: E731
+    wait_until(lambda: not listening(), WAITS["traffic"])
+    context = pair.ca.leaf(pair.server.identity).context(ssl.PROTOCOL_TLS_SERVER)
+    with Hasty(server.listen(PORT_HBONE), context), contextlib.ExitStack() as stack:
+        # or the server waits for its client
+        stack.callback(pair.source.send, m.Drain(deadline_seconds=0))
+        sock = stack.enter_context(pair.client.where.connect(pair.server.addresses[0], APP_PORT))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(WAITS["traffic"].seconds)
+        sock.sendall(b"all of it, please")
+        counters = pair.source.metrics  # an answer of the worker: it has had its turns
+        wait_until(lambda: counters() and sock.recv(1, socket.MSG_PEEK), WAITS["traffic"])
+        assert apps.read_all(sock) == Hasty.answer

@@ -332,19 +332,27 @@ class Tunnel(Stream):
     # --- the end
     def on_reset(self, code: int) -> None:
         """The peer gave the stream up; data that came before still goes to the application."""
+        lost = self.mux is None or self.mux.closed
+        if code == fr.NO_ERROR or (self.remote_end and not lost):
+            self._ended_early()
+            return
         if self.chunks and self._events and not self._backlog and not self._broken:
             self._took(max(0, self._send(self.chunks)))
         self.chunks.clear()
-        if self.over:
-            return
-        if code == fr.NO_ERROR:  # "I have said everything and need no more of yours"
-            self.local_end = self.remote_end = True
-            self._check_remote_end()
-            if not self.over:
-                self.watch(self._interest())
-        else:
-            lost = self.mux is None or self.mux.closed
+        if not self.over:
             self.terminate("tunnel connection lost" if lost else f"stream reset (code {code})")
+
+    def _ended_early(self) -> None:
+        """The peer has said everything and needs no more of ours.
+
+        Envoy says so by an error when its application has closed. What it has said is complete, and
+        may still wait here for an application that is slow to read.
+        """
+        self.local_end = self.remote_end = True
+        self.deliver()
+        self.chunks.clear()
+        if not self.over:
+            self.watch(self._interest())
 
     def abort(self, error: str, flags: str = OK, code: int = fr.CONNECT_ERROR) -> None:
         """Reset both sides."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import distribution
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from metalmesh.constants import MARK_FROM_PROXY, PORT_HBONE, PORT_OUTBOUND
 from tests.support.netns import Netns
 from tests.support.pki import Credentials
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 TYPE = "type.googleapis.com/envoy.extensions."
 MANY = {"max_connections": 100000, "max_requests": 100000, "max_pending_requests": 100000}
 #: SO_MARK of a proxy's own sockets, which the redirection rules let pass
@@ -86,7 +88,7 @@ def _access_log(directory: Path, name: str) -> list[dict[str, Any]]:
         "[%START_TIME%] src.addr=%DOWNSTREAM_REMOTE_ADDRESS% dst.addr=%UPSTREAM_HOST%"
         ' src.identity="%DOWNSTREAM_PEER_URI_SAN%" dst.identity="%UPSTREAM_PEER_URI_SAN%"'
         " bytes_sent=%BYTES_SENT% bytes_recv=%BYTES_RECEIVED% duration=%DURATION%ms"
-        " flags=%RESPONSE_FLAGS%\n"
+        " flags=%RESPONSE_FLAGS% serial=%DOWNSTREAM_PEER_SERIAL%\n"
     )
     kind = "access_loggers.file.v3.FileAccessLog"
     text = {"text_format_source": {"inline_string": line}}
@@ -120,11 +122,16 @@ def _tunnel(directory: Path, authority: str, *, duties: bool) -> dict[str, Any]:
 
 
 def source_config(
-    directory: Path, destination: str, ports: list[int], *, duties: bool = False
+    directory: Path,
+    destination: str,
+    ports: list[int],
+    *,
+    duties: bool = False,
+    http2: Mapping[str, Any] = NOTHING,
 ) -> dict[str, Any]:
     """A listener for captured connections that tunnels them to ports of the destination.
 
-    ``duties``: with an access log, as ours has.
+    ``duties``: with an access log, as ours has; ``http2``: further options of the protocol.
     """
     chains = [
         {
@@ -141,7 +148,8 @@ def source_config(
         "listener_filters": [original],
         "filter_chains": chains,
     }
-    options = {"explicit_http_config": {"http2_protocol_options": {"max_concurrent_streams": 2000}}}
+    protocol = {"max_concurrent_streams": 2000, **http2}
+    options = {"explicit_http_config": {"http2_protocol_options": protocol}}
     hbone = _cluster(
         "hbone",
         destination,
@@ -158,11 +166,18 @@ def source_config(
 
 
 def destination_config(
-    directory: Path, own: str, ports: list[int], *, client: str = ""
+    directory: Path,
+    own: str,
+    ports: list[int],
+    *,
+    client: str = "",
+    http2: Mapping[str, Any] = NOTHING,
+    **manager: Any,
 ) -> dict[str, Any]:
     """A listener that ends tunnels to local ports.
 
-    ``client``: with an access log and a policy that admits this identity only, as ours has.
+    ``client``: with an access log and a policy that admits this identity only, as ours has;
+    ``http2``: further options of the protocol, ``manager``: of the connection manager.
     """
     connect = [{"upgrade_type": "CONNECT"}]
     hosts = [
@@ -190,7 +205,8 @@ def destination_config(
         codec_type="HTTP2",
         stream_idle_timeout="0s",
         upgrade_configs=connect,
-        http2_protocol_options={"allow_connect": True, "max_concurrent_streams": 2000},
+        http2_protocol_options={"allow_connect": True, "max_concurrent_streams": 2000, **http2},
+        **manager,
     )
     tls = _tls("DownstreamTlsContext", directory, "server", require_client_certificate=True)
     clusters = [_cluster(f"c{port}", own, port) for port in ports]
@@ -223,7 +239,8 @@ def envoy(where: Netns, directory: Path, name: str, config: dict[str, Any]) -> I
     with (directory / f"{name}.log").open("wb") as log:
         process = where.popen(
             _binary(), "-c", str(path), "--concurrency", "1", "--disable-hot-restart",
-            "-l", "error", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            "-l", "error", "--file-flush-interval-msec", "200",
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         yield process.pid
