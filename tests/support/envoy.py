@@ -148,21 +148,31 @@ def source_config(
         "listener_filters": [original],
         "filter_chains": chains,
     }
-    protocol = {"max_concurrent_streams": 2000, **http2}
-    options = {"explicit_http_config": {"http2_protocol_options": protocol}}
     hbone = _cluster(
         "hbone",
         destination,
         PORT_HBONE,
         transport_socket=_tls("UpstreamTlsContext", directory, "client"),
-        typed_extension_protocol_options={
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": HTTP_OPTIONS,
-                **options,
-            }
-        },
+        typed_extension_protocol_options=_http2({"max_concurrent_streams": 2000, **http2}),
     )
     return {"static_resources": {"listeners": [listener], "clusters": [hbone]}}
+
+
+def _http2(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    options = {"explicit_http_config": {"http2_protocol_options": protocol}}
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {name: {"@type": HTTP_OPTIONS, **options}}
+
+
+def _ends(own: str, port: int) -> dict[str, Any]:
+    """A virtual host that ends CONNECTs to a port."""
+    route = {
+        "cluster": f"c{port}",
+        "timeout": "0s",
+        "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
+    }
+    routes = [{"match": {"connect_matcher": {}}, "route": route}]
+    return {"name": f"v{port}", "domains": [f"{own}:{port}"], "routes": routes}
 
 
 def destination_config(
@@ -179,32 +189,14 @@ def destination_config(
     ``client``: with an access log and a policy that admits this identity only, as ours has;
     ``http2``: further options of the protocol, ``manager``: of the connection manager.
     """
-    connect = [{"upgrade_type": "CONNECT"}]
-    hosts = [
-        {
-            "name": f"v{port}",
-            "domains": [f"{own}:{port}"],
-            "routes": [
-                {
-                    "match": {"connect_matcher": {}},
-                    "route": {
-                        "cluster": f"c{port}",
-                        "timeout": "0s",
-                        "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
-                    },
-                }
-            ],
-        }
-        for port in ports
-    ]
     http = _http(
         "h",
-        hosts,
+        [_ends(own, port) for port in ports],
         [_admit(client)] if client else [],
         **({"access_log": _access_log(directory, "dst")} if client else {}),
         codec_type="HTTP2",
         stream_idle_timeout="0s",
-        upgrade_configs=connect,
+        upgrade_configs=[{"upgrade_type": "CONNECT"}],
         http2_protocol_options={"allow_connect": True, "max_concurrent_streams": 2000, **http2},
         **manager,
     )
