@@ -103,6 +103,8 @@ CONNECT_TIMEOUT_SECONDS: Final = 10.0
 PING_INTERVAL_SECONDS: Final = 10.0
 PING_TIMEOUT_SECONDS: Final = 20.0
 POOL_MAX_STREAMS: Final = 100
+#: connections of one key from which on new streams share even a blocked one (ours, not Istio's)
+POOL_MAX_BLOCKED: Final = 4
 POOL_IDLE_RELEASE_SECONDS: Final = 300.0
 SERVER_MAX_STREAMS: Final = 200
 WORKLOAD_INFO_TIMEOUT_SECONDS: Final = 5.0

@@ -185,17 +185,36 @@ class _Side:
             secret = self._secrets[label, self._random]
         except KeyError:
             raise TlsError(f"{self._what}: the key log has no {label} of this connection") from None
-        self._cipher = self._aead(_expand(self._hash, secret, b"key", self._key_length))
-        self._iv = int.from_bytes(_expand(self._hash, secret, b"iv", 12), "big")
+        self._cipher = self._aead(expand_label(self._hash, secret, b"key", self._key_length))
+        self._iv = int.from_bytes(expand_label(self._hash, secret, b"iv", 12), "big")
         self._sequence = 0
 
 
-def _expand(algorithm: hashes.HashAlgorithm, secret: bytes, label: bytes, length: int) -> bytes:
+def expand_label(
+    algorithm: hashes.HashAlgorithm, secret: bytes, label: bytes, length: int
+) -> bytes:
     """HKDF-Expand-Label with an empty context (RFC 8446 7.1); one block is always enough here."""
     full = b"tls13 " + label
     block = hmac.HMAC(secret, algorithm)
     block.update(struct.pack("!HB", length, len(full)) + full + b"\0\x01")
     return block.finalize()[:length]
+
+
+def key_updates(secret: bytes, suite: int, count: int) -> bytes:
+    """KeyUpdates of a side that has sent nothing yet, each under the key of the one before.
+
+    Every one of them asks the other side for a new key, too (RFC 8446 4.6.3 and 7.2).
+    """
+    algorithm, key_length, aead = SUITES[suite]
+    plain = struct.pack("!BBHBB", KEY_UPDATE, 0, 1, 1, HANDSHAKE)
+    header = struct.pack("!BHH", APPLICATION_DATA, 0x0303, len(plain) + 16)
+    records = []
+    for _ in range(count):
+        cipher = aead(expand_label(algorithm, secret, b"key", key_length))
+        nonce = expand_label(algorithm, secret, b"iv", 12)
+        records.append(header + cipher.encrypt(nonce, plain, header))
+        secret = expand_label(algorithm, secret, b"traffic upd", algorithm.digest_size)
+    return b"".join(records)
 
 
 def _records(stream: bytes) -> Iterator[tuple[int, bytes, bytes]]:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from metalmesh.constants import PORT_HBONE
 from tests.bench.load import pss_megabytes
 from tests.support import tcp_apps as apps
+from tests.support import tls13
 from tests.support.data_worker import Pair, captured_pair, dial_uncaptured, hbone_client
+from tests.support.waits import WAITS
 from tests.wire.datapath.conftest import APP_PORT
 from tests.wire.datapath.test_refusals import CLIENT, CONNECT_BLOCK, HELLO, frame
 
 #: what one hostile peer may cost a worker; a connection's windows alone are 16 MiB
 BOUND_MEGABYTES = 48
 SINK_PORT = 9999
+#: far more than a peer may send without a word of data
+KEY_UPDATES = 20_000
 Attack = Callable[[Pair, contextlib.ExitStack], None]
 
 
@@ -92,6 +99,27 @@ def applications_that_do_not_read(pair: Pair, stack: contextlib.ExitStack) -> No
         sock.sendall(HELLO + opened + data)
 
 
+def key_updates_without_end(pair: Pair, stack: contextlib.ExitStack) -> None:
+    """Records that carry nothing but a new key; each costs several hashes and a cipher."""
+    with tempfile.NamedTemporaryFile(prefix="mm-test-keys-") as keylog:
+        path = Path(keylog.name)
+        context = pair.ca.leaf(CLIENT).context(ssl.PROTOCOL_TLS_CLIENT, keylog=path)
+        secured = stack.enter_context(context.wrap_socket(_dial(pair)))
+        secrets = tls13.parse_keylog(path.read_text())
+    (secret,) = (
+        value for (label, _), value in secrets.items() if label == "CLIENT_TRAFFIC_SECRET_0"
+    )
+    suite = {"TLS_AES_128_GCM_SHA256": 0x1301, "TLS_AES_256_GCM_SHA384": 0x1302}[
+        secured.cipher()[0]
+    ]
+    raw = stack.enter_context(socket.socket(fileno=os.dup(secured.fileno())))
+    raw.settimeout(WAITS["traffic"].seconds)
+    with contextlib.suppress(ConnectionError):
+        raw.sendall(tls13.key_updates(secret, suite, KEY_UPDATES))
+        while raw.recv(65536):  # its own KeyUpdates; a connection that goes on makes it a timeout
+            pass
+
+
 ATTACKS: tuple[Attack, ...] = (
     half_open_tls,
     dribbled_hello,
@@ -99,6 +127,7 @@ ATTACKS: tuple[Attack, ...] = (
     windows_of_zero,
     answers_that_nobody_reads,
     applications_that_do_not_read,
+    key_updates_without_end,
 )
 
 

@@ -19,6 +19,7 @@ from h2.connection import H2Connection
 from h2.events import RequestReceived
 from h2.settings import SettingCodes, Settings
 
+from metalmesh.constants import POOL_MAX_BLOCKED
 from metalmesh.hbone.stream import Stream
 from metalmesh.net.netns import open_own_netns
 from metalmesh.ztunnel import messages as m
@@ -265,3 +266,49 @@ def test_who_has_left_gets_no_stream(world: World, serve) -> None:
     world.run([gone, here], server.address, expected=1)
     assert gone.connection is None
     assert here.connection is not None
+
+
+def block(customer: Customer) -> PoolConnection:
+    """As a tunnel does that has data and finds the connection's window closed."""
+    connection = customer.connection
+    assert connection is not None
+    connection.send_window = 0
+    connection.block(customer)
+    return connection
+
+
+def test_blocked_connection_gets_a_neighbour_until_it_flows_again(world: World, serve) -> None:
+    """What is queued there would come first, and one connection is one core at either end."""
+    server = serve()
+    first, second, third = (Customer(world) for _ in range(3))
+    world.run([first], server.address)
+    blocked = block(first)
+    world.run([second], server.address)
+    assert server.connections == 2
+    assert second.connection is not blocked
+    blocked.resume_stalled()
+    world.run([third], server.address)
+    assert server.connections == 2
+    assert third.connection is blocked
+
+
+def test_blocked_connections_are_shared_when_there_are_enough(world: World, serve) -> None:
+    server = serve()
+    customers = [Customer(world) for _ in range(POOL_MAX_BLOCKED + 2)]
+    for customer in customers:
+        world.run([customer], server.address)
+        block(customer)
+    assert server.connections == POOL_MAX_BLOCKED
+    assert all(customer.connection is not None for customer in customers)
+
+
+def test_blocked_connection_is_shared_when_no_other_can_be_made(world: World, ca) -> None:
+    """The peer takes no more connections; the one there is may flow again."""
+    server = Server(ca.leaf(PEER))
+    first, second = Customer(world), Customer(world)
+    world.run([first], server.address)
+    blocked = block(first)
+    server.close()
+    world.run([second], server.address)
+    assert second.connection is blocked
+    assert second.end == ""

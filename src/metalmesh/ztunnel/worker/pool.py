@@ -2,7 +2,8 @@
 
 One pool per workload. The key is who we are, whom we accept, our address and the peer's: only
 connections that prove the same thing share a tunnel. One connection is opened at a time per
-key; callers wait for it, and a further one is opened only when all are full.
+key; callers wait for it. A further one is opened when all are full, or, up to a few, when all are
+blocked: one TCP connection is one core at either end, and what is queued in it comes first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from metalmesh.constants import (
     CONNECT_TIMEOUT_SECONDS,
     POOL_IDLE_RELEASE_SECONDS,
+    POOL_MAX_BLOCKED,
     POOL_MAX_STREAMS,
     PORT_HBONE,
 )
@@ -79,6 +81,16 @@ class Shelf:
         self.connecting: PoolConnection | None = None
         self.waiting: list[Customer] = []
 
+    def choose(self, *, another: bool = True) -> PoolConnection | None:
+        """A connection for one more stream; None when ``another`` one had better be opened."""
+        blocked = None
+        for connection in self.ready:
+            if connection.has_room:
+                if not connection.stalled:
+                    return connection
+                blocked = blocked or connection
+        return None if another and len(self.ready) < POOL_MAX_BLOCKED else blocked
+
 
 class Pool:
     """The pool of one workload."""
@@ -95,10 +107,10 @@ class Pool:
         shelf = self._shelves.get(key)
         if shelf is None:
             shelf = self._shelves[key] = Shelf()
-        for connection in shelf.ready:
-            if connection.has_room:
-                customer.tunnel_ready(connection)
-                return
+        connection = shelf.choose()
+        if connection is not None:
+            customer.tunnel_ready(connection)
+            return
         shelf.waiting.append(customer)
         if shelf.connecting is None:
             self._connect(key, shelf)
@@ -174,6 +186,10 @@ class Pool:
             shelf.ready.remove(connection)
         if shelf.connecting is connection:
             shelf.connecting = None
+            while shelf.waiting and (other := shelf.choose(another=False)) is not None:
+                customer = shelf.waiting.pop(0)
+                if not customer.over:
+                    customer.tunnel_ready(other)
             self._fail_waiting(shelf, error, flags)
         if not (shelf.ready or shelf.waiting or shelf.connecting):
             del self._shelves[connection.key]

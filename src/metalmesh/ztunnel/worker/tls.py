@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 HIGH_BYTES: Final = 1 << 20
 LOW_BYTES: Final = 256 << 10
 _LIMIT_BYTES: Final = 16 << 20
+#: KeyUpdates and the like carry nothing and cost several hashes each: a peer may send so many bytes
+#: around its data, and each byte of data lets it send some more
+_MAX_BARREN_BYTES: Final = 128 << 10
+_BYTES_PER_BYTE: Final = 4
 #: at most this many views go to one ``sendmsg`` (IOV_MAX is 1024)
 _MAX_VIEWS: Final = 512
 
@@ -60,6 +64,7 @@ class TlsConnection(Mux):
     """One HBONE connection; subclasses are the server's and the client's ends."""
 
     __slots__ = (
+        "_budget",
         "_cipher_in",
         "_cipher_out",
         "_events",
@@ -80,6 +85,8 @@ class TlsConnection(Mux):
         self._loop = loop
         self._sock = sock
         self._events = 0
+        #: bytes the peer may still send without any data in them
+        self._budget = _MAX_BARREN_BYTES
         self._queue: list[bytes | memoryview] = []
         self._keepalive: Timer | None = None
         self.handshaking = True
@@ -192,13 +199,17 @@ class TlsConnection(Mux):
             self.lose("connection closed by the peer" if self.streams else "")
             return
         self._cipher_in.write(cipher[:size])
-        self._consume()
+        produced = self._consume()
+        budget = self._budget + _BYTES_PER_BYTE * produced - (size - produced)
+        if budget < 0 and not self.closed:
+            raise fr.H2Error(fr.ENHANCE_YOUR_CALM, "flood of TLS records without data")
+        self._budget = min(budget, _MAX_BARREN_BYTES)
 
-    def _consume(self) -> None:
-        """Decrypt everything that has arrived, in batches, and hand it to the mux."""
+    def _consume(self) -> int:
+        """Decrypt everything that has arrived, in batches, and hand it to the mux; its size."""
         loop = self._loop
         plain, limit, read, pending = loop.plain, loop.plain_limit, self._read, self._cipher_in
-        ended = False
+        ended, produced = False, 0
         while not self.closed and not ended:
             start = filled = len(self.leftover)
             if filled:
@@ -220,11 +231,13 @@ class TlsConnection(Mux):
             except ssl.SSLZeroReturnError:
                 ended = True
             if filled > start:
+                produced += filled - start
                 self.receive(plain, filled, loop.now)
             if not more:
                 break
         if ended and not self.closed:
             self.lose("connection closed by the peer" if self.streams else "")
+        return produced
 
     # --- sending
     def mark_dirty(self) -> None:
