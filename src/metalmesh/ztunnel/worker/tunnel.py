@@ -349,7 +349,10 @@ class Tunnel(Stream):
         may still wait here for an application that is slow to read.
         """
         self.local_end = self.remote_end = True
-        self.deliver()
+        if self._events:
+            self.deliver()
+        else:
+            self.close()  # no application has accepted it yet
         self.chunks.clear()
         if not self.over:
             self.watch(self._interest())
