@@ -26,7 +26,7 @@ from pyroute2 import IPRoute, netns
 from metalmesh.constants import PORT_XDS, WORKLOADS_DIR
 from tests.support.capture import Link
 from tests.support.mesh import Mesh, Workload
-from tests.support.netns import Netns, in_netns
+from tests.support.netns import Netns, create_netns, in_netns
 from tests.support.waits import WAITS, Wait, wait_until
 
 COMMAND = (sys.executable, "-m", "metalmesh.cli.main")
@@ -198,7 +198,7 @@ class BareMachines:
         made: list[str] = []
         try:
             for name in (self.fabric, *(node.netns_name for node in self.all)):
-                netns.create(name)
+                create_netns(name)
                 made.append(name)
             self._wire()
             yield

@@ -99,6 +99,11 @@ class Netns:
         )
 
 
+def create_netns(name: str) -> None:
+    """Make a named namespace; pyroute2 would fork, which gRPC's threads do not survive."""
+    subprocess.run(["ip", "netns", "add", name], check=True)
+
+
 @contextlib.contextmanager
 def netns_pair() -> Iterator[tuple[Netns, Netns]]:
     """Two namespaces joined by one veth (``eth0`` in both), removed at the end."""
@@ -107,7 +112,7 @@ def netns_pair() -> Iterator[tuple[Netns, Netns]]:
     made: list[str] = []
     try:
         for name in names:
-            netns.create(name)
+            create_netns(name)
             made.append(name)
         yield _wire(Path("/run/netns") / names[0], Path("/run/netns") / names[1])
     finally:

@@ -49,7 +49,7 @@ from metalmesh.zds.messages import (
     decode_response,
     encode_request,
 )
-from tests.support.netns import Netns
+from tests.support.netns import Netns, create_netns
 from tests.support.scripted_plane import ScriptedPlane
 from tests.support.scripted_systemd import Successor, Systemd
 from tests.support.waits import WAITS, wait_until
@@ -128,7 +128,7 @@ class Node:
 
     def _make_netns(self, name: str, address: str) -> Netns:
         full = f"{self.unique}-{name}"
-        netns.create(full)
+        create_netns(full)
         with IPRoute(netns=full) as inside:
             inside.link("set", index=1, state="up")
         return Netns(Path("/run/netns") / full, address)

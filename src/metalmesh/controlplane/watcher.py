@@ -83,7 +83,8 @@ class StoreWatcher:
         complete = self._fd >= 0 and "" in self._watched
         timeout = RESCAN_SECONDS if complete else POLL_SECONDS
         try:
-            await asyncio.wait_for(self._changed.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
         except TimeoutError:
             return
         await asyncio.sleep(SETTLE_SECONDS)

@@ -122,7 +122,8 @@ class Enrolment:
         try:
             while True:
                 try:
-                    await asyncio.wait_for(wake.wait(), _RESCAN_SECONDS)
+                    async with asyncio.timeout(_RESCAN_SECONDS):
+                        await wake.wait()
                     await asyncio.sleep(_DEBOUNCE_SECONDS)
                 except TimeoutError:
                     pass  # time to look anyway

@@ -110,7 +110,8 @@ class Reconciler:
                 self._idle.set()
                 self._wake.clear()
                 try:
-                    await asyncio.wait_for(self._wake.wait(), self._interval_seconds)
+                    async with asyncio.timeout(self._interval_seconds):
+                        await self._wake.wait()
                     await asyncio.sleep(_DEBOUNCE_SECONDS)
                 except TimeoutError:
                     self._sweep()

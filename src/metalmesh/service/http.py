@@ -133,13 +133,19 @@ class HttpServer:
             if len(self._connections) > MAX_CONNECTIONS:
                 await _send(writer, text("too many connections\n", 503), keep=False, gzip=False)
                 return
-            while await asyncio.wait_for(self._serve_one(reader, writer), IDLE_TIMEOUT_SECONDS):
+            while await self._serve_in_time(reader, writer):
                 pass
         except (TimeoutError, asyncio.CancelledError, OSError, EOFError):
             return  # a slow or vanished client, or our own shutdown: nothing to answer
         finally:
             self._connections.discard(task)
             writer.close()
+
+    async def _serve_in_time(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        async with asyncio.timeout(IDLE_TIMEOUT_SECONDS):
+            return await self._serve_one(reader, writer)
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; return whether the connection stays open."""

@@ -60,10 +60,15 @@ class CertificateKeeper:
             self.schedule.want(identity, Priority.WARMUP, time.time())
         self._wake.set()
 
-    def answer(self, identity: str) -> messages.Message | None:
-        """What a worker that needs this identity is told now; None: it will hear later."""
+    def answer(self, identity: str, *, settled: bool) -> messages.Message | None:
+        """What a worker that needs this identity is told now; None: it will hear later.
+
+        Before we have ``settled`` a worker of the main process before us may know more than we do.
+        """
         now = time.time()
         if identity not in self.schedule.identities():
+            if not settled:
+                return None
             return messages.CertificateUnavailable(
                 identity=identity, error=f"no workload of this node has the identity {identity}"
             )
@@ -132,7 +137,8 @@ class CertificateKeeper:
             # the wall clock may be set: look at it at least once a minute
             wait = 60.0 if deadline is None else min(60.0, max(0.0, deadline - now))
             try:
-                await asyncio.wait_for(self._wake.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 

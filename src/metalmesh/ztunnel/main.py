@@ -380,7 +380,7 @@ class Ztunnel:
             case messages.LookupSource():
                 self.mesh.lookup_source(worker, message)
             case messages.NeedCertificate(identity=identity):
-                answer = self.certificates.answer(identity)
+                answer = self.certificates.answer(identity, settled=not self.pending())
                 if answer is not None:
                     worker.send(answer)
             case messages.Ready():

@@ -254,7 +254,8 @@ class WorkerPool:
         while self.everybody:
             self._gone.clear()
             try:
-                await asyncio.wait_for(self._gone.wait(), max(0.0, kill_at - loop.time()))
+                async with asyncio.timeout_at(kill_at):
+                    await self._gone.wait()
             except TimeoutError:
                 for worker in self.everybody:
                     self._kill(worker, "still running after the drain deadline")

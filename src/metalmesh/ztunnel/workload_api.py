@@ -33,6 +33,7 @@ _DIRECTORY_MODE: Final = 0o755
 #: connections in all, and of one workload; those of nobody count as one's
 MAX_CONNECTIONS: Final = 1024
 MAX_CONNECTIONS_EACH: Final = 64
+_DRAIN_SECONDS: Final = 60.0
 _READ_BYTES: Final = 16 * 1024
 #: a client that reads nothing holds at most this much
 _MAX_BUFFERED_BYTES: Final = 256 * 1024
@@ -94,7 +95,8 @@ class WorkloadApi:
         self._sessions.add(session)
         try:
             while (data := await reader.read(_READ_BYTES)) and not session.receive(data):
-                await asyncio.wait_for(writer.drain(), 60)
+                async with asyncio.timeout(_DRAIN_SECONDS):
+                    await writer.drain()
         except (OSError, TimeoutError):
             pass  # the client has gone, or reads nothing
         finally:
