@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import argparse
+
+#: gRPC has no setting for the least version of TLS. Its list of suites is that of TLS 1.2 only, and
+#: no suite for RSA keys can be used with our certificate: what is left is TLS 1.3. It reads the
+#: environment when it is imported
+_ONLY_TLS_1_3: Final = {"GRPC_SSL_CIPHER_SUITES": "ECDHE-RSA-AES128-GCM-SHA256"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run until stopped."""
+    os.environ.update(_ONLY_TLS_1_3)
     import asyncio
     import gc
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
+import socket
+import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -242,9 +245,6 @@ def _next_second(plane: Plane) -> int:
 
 
 def test_serving_certificate_is_of_the_mesh_and_carries_the_names(plane: Plane) -> None:
-    import socket
-    import ssl
-
     context = ssl.create_default_context(cafile=str(plane.directory / "ca" / "root-cert.pem"))
     context.set_alpn_protocols(["h2"])
     with (
@@ -256,6 +256,19 @@ def test_serving_certificate_is_of_the_mesh_and_carries_the_names(plane: Plane) 
     names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["localhost"]
     assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address("127.0.0.1")]
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_nothing_below_tls_1_3_is_spoken(plane: Plane, version: str) -> None:
+    """Told apart by the handshake alone: gRPC also ends what offers no h2."""
+    context = ssl.create_default_context(cafile=str(plane.directory / "ca" / "root-cert.pem"))
+    context.maximum_version = ssl.TLSVersion[version]
+    context.set_alpn_protocols(["h2"])
+    refused = contextlib.nullcontext()
+    if version == "TLSv1_2":
+        refused = pytest.raises(ssl.SSLError, match=r"(?i)handshake.failure|EOF occurred")
+    with socket.create_connection(("127.0.0.1", plane.port), timeout=5) as plain, refused:
+        assert context.wrap_socket(plain, server_hostname="localhost").version() == "TLSv1.3"
 
 
 def test_client_that_trusts_another_root_does_not_connect(plane: Plane, tmp_path) -> None:
